@@ -1,0 +1,29 @@
+"""Fixtures that all floors share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny import save_tiny_base
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(max(1, (os.cpu_count() or 2) // 1))
+
+
+@pytest.fixture(scope="session")
+def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Llama and its tokenizer."""
+    return save_tiny_base(tmp_path_factory.mktemp("tiny-base"))
+
+
+@pytest.fixture(scope="session")
+def loraland() -> Path:
+    """The folder with the real LoRA Land data; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("ATOLL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data" / "loraland"))
+    if not folder.is_dir():
+        pytest.skip(f"no LoRA Land data at {folder} (set ATOLL_TEST_DATA)")
+    return folder
