@@ -1,0 +1,185 @@
+"""A task: what the data is, how a row becomes a prompt, and how answers are scored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from atoll.config.base import ConfigModel, Name, Strings, Text, check_unique, problem, problem_at
+from atoll.config.template import template_columns
+
+UniqueStrings = Annotated[Strings, AfterValidator(check_unique)]
+
+
+class PromptConfig(ConfigModel):
+    """How a row becomes the text that the model completes."""
+
+    template: Text
+    """The prompt, with `{column}` where a column's text goes; `{{` and `}}` write braces."""
+    system: str | None = None
+    """The system message, for bases with a chat template."""
+    chat_template: bool | None = None
+    """Whether to send the prompt as a chat message: true, false, or null for "when the base has a chat template"."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_is_valid(cls, template: str) -> str:
+        try:
+            columns = template_columns(template)
+        except ValueError as error:
+            raise problem(str(error), "write a column as {column} and a literal brace as {{ or }}") from None
+        if not columns:
+            raise problem("uses no column", "name at least one input column as {column}")
+        return template
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the template uses, each once, in order of first use."""
+        return template_columns(self.template)
+
+
+class GenerationConfig(ConfigModel):
+    """How answers to this task are generated unless a request says otherwise."""
+
+    max_new_tokens: int = Field(default=64, gt=0)
+    """The most tokens that an answer may have."""
+    stop: Strings = ()
+    """Strings that end an answer; they are not part of it."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    """0 takes the likeliest token; higher values sample more freely."""
+
+
+class SourceConfig(ConfigModel):
+    """Where the rows of one split come from; a bare string means `path`."""
+
+    path: Text | None = None
+    """A CSV, JSONL(.gz) or Parquet file, a glob of such files, or an `hf://` address; relative to the YAML file."""
+    generated: Literal["dates", "sql", "support"] | None = None
+    """One of the data generators that ship with Atoll, instead of `path`."""
+    sql: Text | None = None
+    """A query over the table `data`, which holds the rows of `path`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _string_is_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.generated is None):
+            given = "neither" if self.path is None else "both"
+            raise problem(f"needs exactly one of `path` and `generated`, and has {given}", "write `path: data.csv`")
+        if self.sql is not None and self.path is None:
+            raise problem_at("sql", value=self.sql, what="works on `path` only", mend="remove `sql`, or give a `path`")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [{"type": "string", "minLength": 1}, mapping], "description": mapping.pop("description", "")}
+
+
+class DatasetConfig(ConfigModel):
+    """The splits of a task's data; without `validation`, a part of `train` is set aside for it."""
+
+    train: SourceConfig | None = None
+    """Rows to learn from."""
+    validation: SourceConfig | None = None
+    """Rows that decide when to stop."""
+    test: SourceConfig | None = None
+    """Rows to score on; never seen in training."""
+
+    @model_validator(mode="after")
+    def _any_split(self) -> Self:
+        if self.train is None and self.validation is None and self.test is None:
+            raise problem("names no data", "add `train: your-file.csv`")
+        return self
+
+
+class ExampleConfig(ConfigModel):
+    """A worked example, shown where the task is described."""
+
+    inputs: dict[str, str]
+    """The text of each input column."""
+    target: str
+    """The right answer."""
+
+
+class PublishedScores(ConfigModel):
+    """Scores that others reported for this task, between 0 and 1."""
+
+    metric: Text
+    """The metric that the scores are measured with."""
+    mistral_7b: float | None = None
+    """Mistral-7B fine-tuned on the task."""
+    gpt_4: float | None = None
+    """GPT-4, prompted."""
+    source: Text
+    """Where the scores were published."""
+
+
+def _prompt_columns(fields: dict[str, Any]) -> tuple[str, ...]:
+    # A prompt that failed its own validation is absent here, and already reported.
+    return fields["prompt"].columns if "prompt" in fields else ()
+
+
+class TaskConfig(ConfigModel):
+    """One task: its data, its prompt and its metrics."""
+
+    name: Name
+    """Small letters, digits, `.`, `_` and `-`; at most 64."""
+    category: Text = "custom"
+    """The group that reports list the task under."""
+    description: str = ""
+    """What the task asks for, in a sentence or two."""
+    dataset: DatasetConfig
+    """Where the rows come from."""
+    prompt: PromptConfig
+    """How a row becomes a prompt."""
+    input_columns: UniqueStrings = Field(default_factory=_prompt_columns, min_length=1)
+    """The columns that a prompt may use; those of the template unless given."""
+    target_column: Text
+    """The column with the right answer."""
+    labels: Annotated[UniqueStrings, Field(min_length=1)] | None = None
+    """All possible answers, when the task has a closed set of them."""
+    metrics: UniqueStrings = Field(min_length=1)
+    """The names of the metrics; the first one is the task's score."""
+    generation: GenerationConfig = GenerationConfig()
+    """How answers are generated."""
+    example: ExampleConfig | None = None
+    """A worked example."""
+    published: PublishedScores | None = None
+    """Scores that others reported."""
+    licence: str = ""
+    """The licence of the data."""
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        listed = ", ".join(f"`{column}`" for column in self.input_columns)
+        for column in self.prompt.columns:
+            if column not in self.input_columns:
+                mend = f"use one of {listed}, or add `{column}` to `input_columns`"
+                what = f"uses {{{column}}}, which is no input column"
+                raise problem_at("prompt", "template", value=self.prompt.template, what=what, mend=mend)
+        if self.target_column in self.input_columns:
+            what = f"names `{self.target_column}`, an input column: the prompt would give the answer away"
+            mend = "take it out of the prompt and of `input_columns`, or choose another target column"
+            raise problem_at("target_column", value=self.target_column, what=what, mend=mend)
+        return self
+
+    @model_validator(mode="after")
+    def _example_fits(self) -> Self:
+        if self.example is None:
+            return self
+        absent = [column for column in self.prompt.columns if column not in self.example.inputs]
+        if absent:
+            what = f"lacks the column `{absent[0]}`, which the prompt uses"
+            raise problem_at("example", "inputs", value=self.example.inputs, what=what, mend=f"add `{absent[0]}: ...`")
+        if self.labels is not None and self.example.target not in self.labels:
+            what = f"is {self.example.target!r}, which is none of the labels"
+            mend = "use one of " + ", ".join(repr(label) for label in self.labels)
+            raise problem_at("example", "target", value=self.example.target, what=what, mend=mend)
+        return self
