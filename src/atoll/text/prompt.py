@@ -1,0 +1,214 @@
+"""The one place where a row becomes tokens, for training, for evaluation and for serving.
+
+The prompt that is generated from is a strict prefix of the ids that are trained on, because the second is made from the
+first: prompt ids, then the completion's ids, then the token that ends an answer.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atoll.config.task import PromptConfig
+from atoll.config.template import TemplatePart, parse_template
+from atoll.errors import ConfigError, DataError, Incompatible
+from atoll.text.chat import ChatFrame, chat_frame, chat_pieces
+from atoll.text.encoding import Piece, encoder_of
+from atoll.text.tokenizer import completion_end_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# After these a completion begins at once; after anything else a plain prompt is followed by a space.
+_OPENING = tuple("\n\t([{\"'`")
+_LIMIT_PERCENTILE = 0.95
+# The automatic length limit leaves at least this much of an input column, however long the answer is.
+_MIN_COLUMN_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt to generate from; `num_cut_tokens` of its longest input column were left out."""
+
+    ids: list[int]
+    num_cut_tokens: int
+
+
+@dataclass(frozen=True)
+class RenderedExample:
+    """An example to train on: the prompt, the completion and its end; ids[num_prompt_tokens:] carry the loss."""
+
+    ids: list[int]
+    num_prompt_tokens: int
+    num_cut_tokens: int
+
+
+class PromptRenderer:
+    """Turns rows into ids by a task's prompt.
+
+    In chat mode the filled template is one user message in the base's chat template. In plain mode it is the prompt
+    itself, after the system text and an empty line if there is one. Special tokens are read in a plain template's own
+    text, for bases whose format is written by hand, and never in a column, a system text or a chat message.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: PromptConfig,
+        input_columns: Sequence[str],
+        target_column: str,
+        max_length: int | None = None,
+    ) -> None:
+        """max_length: tokens of prompt and completion together. Raises Incompatible if the base cannot chat."""
+        self.uses_chat = bool(tokenizer.chat_template) if prompt.chat_template is None else prompt.chat_template
+        if self.uses_chat and not tokenizer.chat_template:
+            mend = "remove `chat_template: true` from the task's prompt, or use an instruct model as base"
+            raise Incompatible("the base model has no chat template", where="prompt.chat_template", mend=mend)
+        self.max_length = max_length
+        self.end_id = completion_end_id(tokenizer, self.uses_chat)
+        self._encoder = encoder_of(tokenizer)
+        self._template: Sequence[TemplatePart] = parse_template(prompt.template)
+        self._columns = [column for column in input_columns if column in prompt.columns]
+        self._target_column = target_column
+        if self.uses_chat:
+            self._frame = chat_frame(tokenizer, prompt.system)
+        else:
+            self._template, self._frame = _plain_frame(self._template, prompt.system)
+
+    def prompt(self, row: Mapping[str, str], reserve_tokens: int = 0) -> RenderedPrompt:
+        """The prompt of `row`, cut inside its longest input column so that `reserve_tokens` more fit in max_length.
+
+        Raises DataError if a column is missing, or if the rest of the prompt alone is too long.
+        """
+        row = self._checked(row, self._columns)
+        ids = self._prompt_ids(row)
+        if self.max_length is None or len(ids) + reserve_tokens <= self.max_length:
+            return RenderedPrompt(ids, num_cut_tokens=0)
+        kept = self._cut(row, self.max_length - reserve_tokens)
+        if kept is None:
+            raise DataError(
+                f"the prompt does not fit in {self.max_length} tokens, even without its longest column",
+                why=f"the answer takes {reserve_tokens} of them",
+                mend="raise `max_length`, shorten the template, or leave out examples with very long answers",
+            )
+        return RenderedPrompt(kept, num_cut_tokens=len(ids) - len(kept))
+
+    def supervised(self, row: Mapping[str, str]) -> RenderedExample:
+        """The whole example of `row`. Raises DataError as `prompt` does."""
+        self._checked(row, [self._target_column])
+        completion = [*self._completion_ids(row[self._target_column]), self.end_id]
+        prompt = self.prompt(row, reserve_tokens=len(completion))
+        return RenderedExample(prompt.ids + completion, len(prompt.ids), prompt.num_cut_tokens)
+
+    def text(self, row: Mapping[str, str]) -> str:
+        """The filled template, without what the chat template puts around it. Raises DataError."""
+        return "".join(piece.text for piece in self._filled(self._checked(row, self._columns)))
+
+    def num_column_tokens(self, row: Mapping[str, str]) -> int:
+        """The tokens of the longest input column."""
+        return max(len(self._encoder.continuation(row[column])) for column in self._columns)
+
+    def _prompt_ids(self, row: Mapping[str, str]) -> list[int]:
+        filled = self._filled(row)
+        if self._frame.trims:
+            filled = [Piece("".join(piece.text for piece in filled).strip(), is_control=False)]
+        return self._encoder.prompt([*self._frame.before, *filled, *self._frame.after])
+
+    def _filled(self, row: Mapping[str, str]) -> list[Piece]:
+        return [
+            Piece(row[part.text], is_control=False) if part.is_column else Piece(part.text, not self.uses_chat)
+            for part in self._template
+        ]
+
+    def _completion_ids(self, target: str) -> list[int]:
+        lead = "" if target[:1].isspace() or not target else self._frame.lead
+        return self._encoder.continuation(lead + target)
+
+    def _cut(self, row: Mapping[str, str], max_tokens: int) -> list[int] | None:
+        """The prompt with as many leading characters of the longest column as fit; None if not even none fits."""
+        column = max(self._columns, key=lambda name: len(self._encoder.continuation(row[name])))
+
+        def with_chars(num_chars: int) -> list[int]:
+            return self._prompt_ids({**row, column: row[column][:num_chars]})
+
+        # More characters may mean fewer tokens here and there; bisect still ends at a length it has seen to fit.
+        num_fitting = bisect.bisect(range(len(row[column]) + 1), max_tokens, key=lambda n: len(with_chars(n)))
+        return with_chars(num_fitting - 1) if num_fitting else None
+
+    def _checked(self, row: Mapping[str, str], columns: Iterable[str]) -> Mapping[str, str]:
+        for column in columns:
+            if column not in row:
+                mend = "the columns given are " + (", ".join(f"`{name}`" for name in row) or "none")
+                raise DataError(f"the column `{column}` is missing", mend=mend)
+        return row
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, parse_special: bool = False) -> list[int]:
+    """The ids of a raw prompt. parse_special: read special tokens in `text`, for callers who write the format by hand.
+
+    Raises Incompatible for a tokenizer without a fast implementation.
+    """
+    return encoder_of(tokenizer).prompt([Piece(text, is_control=parse_special)])
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids of a conversation (`role` and `content` of each message), ready for the assistant's answer.
+
+    Raises Incompatible if the base has no chat template or its template refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        mend = "send a text prompt instead, or use an instruct model as base"
+        raise Incompatible("the base model has no chat template", mend=mend)
+    return encoder_of(tokenizer).prompt(chat_pieces(tokenizer, messages))
+
+
+def length_limit(
+    renderer: PromptRenderer, rows: Sequence[Mapping[str, str]], *, max_length: int | None, model_max_length: int
+) -> int:
+    """The most tokens that an example of a task may have: max_length, or the 95th percentile of `rows`.
+
+    renderer: one without a limit of its own. The percentile is raised where it would leave a row less than 32 tokens
+    of its longest column, and never exceeds the model. Raises ConfigError if max_length does. Source of the percentile:
+    LoRA Land, arXiv 2405.00732.
+    """
+    if max_length is not None:
+        if max_length > model_max_length:
+            mend = f"lower `max_length` to {model_max_length} or less"
+            raise ConfigError(
+                f"the base model has no more than {model_max_length} positions", where="max_length", mend=mend
+            )
+        return max_length
+    lengths = [len(renderer.supervised(row).ids) for row in rows]
+    if not lengths:
+        return model_max_length
+    limit = percentile(lengths, _LIMIT_PERCENTILE)
+    for row, length in zip(rows, lengths, strict=True):
+        if length > limit:
+            limit = max(limit, length - max(0, renderer.num_column_tokens(row) - _MIN_COLUMN_TOKENS))
+    return min(limit, model_max_length)
+
+
+def percentile(values: Iterable[int], share: float) -> int:
+    """The smallest of `values` that at least `share` of them do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _plain_frame(template: Sequence[TemplatePart], system: str | None) -> tuple[list[TemplatePart], ChatFrame]:
+    """The template without the spaces at its end, and a frame that hands them to the completion.
+
+    Most vocabularies hold a word together with the space before it, so a completion begins with the space.
+    """
+    *parts, last = template
+    lead = " "
+    if not last.is_column:
+        bare = last.text.rstrip(" ")
+        lead = " " if bare != last.text or not bare.endswith(_OPENING) else ""
+        parts += [TemplatePart(bare, is_column=False)] if bare else []
+    else:
+        parts.append(last)
+    before = (Piece(f"{system}\n\n", is_control=False),) if system else ()
+    return parts, ChatFrame(before, after=(), lead=lead, trims=False)
