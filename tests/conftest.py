@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-import torch
-from support.tiny import save_tiny_base
-
+# Before any import that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from support.tiny import save_tiny_base
+
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 1))
 
 
