@@ -1,0 +1,155 @@
+"""The bank: all adapters that are on the device, each in its slot, and the routing of the batch that runs now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from atoll.adapters.linear import MultiLoRALinear
+from atoll.adapters.peft_io import AdapterWeights
+from atoll.adapters.routing import Routing
+from atoll.adapters.selection import select_modules
+from atoll.config.fleet import LoraConfig
+from atoll.errors import AdapterInvalid
+from atoll.kernels.lora import Dropout, LoraWeights
+
+
+@dataclass(frozen=True)
+class ActiveRouting:
+    """The routing in force and, while training, each slot's dropout (its seed belongs to one pass of one adapter)."""
+
+    routing: Routing
+    dropouts: Mapping[int, Dropout]
+
+    def dropout(self, layer_id: int) -> dict[int, Dropout] | None:
+        """Each slot's dropout with a seed of its own for this layer."""
+        if not self.dropouts:
+            return None
+        return {
+            slot: Dropout(drop.probability, (drop.seed * 1_000_003 + layer_id) % 2**63)
+            for slot, drop in self.dropouts.items()
+        }
+
+
+@dataclass
+class RoutingScope:
+    """Holds the routing for the layers; owned by the bank alone."""
+
+    active: ActiveRouting | None = field(default=None)
+
+
+class AdapterBank:
+    """Puts MultiLoRALinear in place of the base model's linear layers and owns their slots.
+
+    num_slots: adapters on the device at once. max_rank: the largest rank that a slot can hold. dtype: of the slabs;
+    the base model's own where None. The model is changed in place; rows of slot -1 see the bare base model.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype | None = None
+    ) -> None:
+        self.num_slots = num_slots
+        self.max_rank = max_rank
+        self.dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
+        self._scope = RoutingScope()
+        self.layers = _inject(model, self._scope)
+
+    @contextmanager
+    def routed(self, routing: Routing, dropouts: Mapping[int, Dropout] | None = None) -> Iterator[None]:
+        """Set the routing of one batch; must enclose the forward pass and `backward()` as well.
+
+        Does not nest: a second routing inside the first would send rows to the wrong adapter.
+        """
+        if self._scope.active is not None:
+            raise RuntimeError("bank.routed(...) does not nest")
+        self._scope.active = ActiveRouting(routing, dropouts or {})
+        try:
+            yield
+        finally:
+            self._scope.active = None
+
+    def load(self, slot: int, adapter: AdapterWeights) -> None:
+        """Copy an adapter into a slot, replacing what was there. Raises AdapterInvalid if it does not fit the base."""
+        self.check(adapter)
+        self.clear(slot)
+        for name, lora in adapter.modules.items():
+            layer = self.layers[name]
+            a, b = layer.slot_views(slot, lora.a.shape[0], self.num_slots, self.max_rank, self.dtype)
+            a.copy_(lora.a)
+            b.copy_(lora.b)
+            layer.weights[slot] = LoraWeights(a, b, lora.scaling)
+
+    def clear(self, slot: int) -> None:
+        """Take the adapter out of a slot; its rows then see the bare base model."""
+        for layer in self.layers.values():
+            layer.weights.pop(slot, None)
+
+    def create(self, slot: int, config: LoraConfig, *, seed: int) -> dict[str, LoraWeights]:
+        """Start a trainable adapter in a slot and return its parameters by module name.
+
+        A is drawn as PEFT draws it (uniform within 1 / sqrt(in_features)), from a generator of this adapter's own, and
+        B is zero, so that the adapter starts as the bare base model whatever else is in the bank.
+        """
+        self.clear(slot)
+        generator = torch.Generator().manual_seed(seed)
+        created = {}
+        for name in select_modules(self.layers, config.target_modules):
+            layer = self.layers[name]
+            a, b = layer.slot_views(slot, config.r, self.num_slots, self.max_rank, self.dtype)
+            bound = 1 / math.sqrt(layer.in_features)
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+            b.zero_()
+            layer.weights[slot] = created[name] = LoraWeights(nn.Parameter(a), nn.Parameter(b), config.scaling)
+        return created
+
+    def check(self, adapter: AdapterWeights) -> None:
+        """Raise AdapterInvalid, naming the first module that does not fit this base model or this bank."""
+        for name, lora in adapter.modules.items():
+            layer = self.layers.get(name)
+            if layer is None:
+                raise AdapterInvalid(
+                    f"the base model has no linear layer {name!r}",
+                    where=adapter.where,
+                    why="the adapter was made for another base model, or targets a layer that is not supported",
+                    mend="serve the base model that its adapter_config.json names",
+                )
+            expected = ((lora.a.shape[0], layer.in_features), (layer.out_features, lora.a.shape[0]))
+            if (tuple(lora.a.shape), tuple(lora.b.shape)) != expected:
+                raise AdapterInvalid(
+                    f"{name}: A {list(lora.a.shape)} and B {list(lora.b.shape)} do not fit a layer of "
+                    f"{layer.in_features} inputs and {layer.out_features} outputs",
+                    where=adapter.where,
+                    why="the adapter was made for another base model",
+                )
+            if lora.a.shape[0] > self.max_rank:
+                raise AdapterInvalid(
+                    f"rank {lora.a.shape[0]} is above the bank's largest rank {self.max_rank}",
+                    where=adapter.where,
+                    mend=f"start with --max-rank {lora.a.shape[0]}",
+                )
+
+
+def _inject(model: nn.Module, scope: RoutingScope) -> dict[str, MultiLoRALinear]:
+    """Replace every linear layer except the output head, as PEFT's "all-linear" does."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    targets = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+    layers = {}
+    for layer_id, (name, module) in enumerate(targets):
+        parent_name, _, child_name = name.rpartition(".")
+        layers[name] = MultiLoRALinear(module, scope, layer_id)
+        setattr(model.get_submodule(parent_name), child_name, layers[name])
+    return layers
+
+
+def trainable_tensors(weights: Mapping[str, LoraWeights]) -> list[Tensor]:
+    """All parameters of one adapter in the order of its modules, A before B."""
+    return [tensor for lora in weights.values() for tensor in (lora.a, lora.b)]

@@ -1,0 +1,185 @@
+"""The store: adapters on disk, addressed by content, named by `name@revision`.
+
+    <root>/objects/<digest>/   adapter_config.json, adapter_model.safetensors, atoll.json, README.md
+    <root>/names/<name>.json   the revisions of a name, oldest first
+
+An object is complete before a name points to it, and both appear by one rename: a reader, or a crash at any instant,
+sees the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from atoll.adapters.contract import CONTRACT_NAME, AdapterContract, read_contract
+from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.config.base import NAME_PATTERN
+from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
+from atoll.files import fsync_dir, write_atomic
+
+CARD_NAME = "README.md"
+ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, CONTRACT_NAME)
+"""The files that decide what an adapter answers; its digest covers them, and not the model card."""
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter on disk. revision 0: a folder outside of the store."""
+
+    name: str
+    revision: int
+    digest: str
+    folder: Path
+    contract: AdapterContract | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
+    def size_bytes(self) -> int:
+        return (self.folder / WEIGHTS_NAME).stat().st_size
+
+
+def default_store_root() -> Path:
+    """$ATOLL_STORE, else `atoll/store` in the XDG data folder."""
+    if root := os.environ.get("ATOLL_STORE"):
+        return Path(root)
+    data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data_home) / "atoll" / "store"
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 over the contents of ADAPTER_FILES."""
+    digest = hashlib.sha256()
+    for name in ADAPTER_FILES:
+        path = folder / name
+        if path.is_file():
+            with path.open("rb") as file:
+                part = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{name}:{part}\n".encode())
+    return digest.hexdigest()
+
+
+class AdapterStore:
+    """Publishes and finds adapters below one folder; safe to use from several processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def publish(self, name: str, folder: Path) -> StoredAdapter:
+        """Copy a PEFT folder in as the next revision of `name` and return it; the same content again changes nothing.
+
+        Raises AdapterInvalid if the folder is not an adapter, UsageError if the name is not allowed.
+        """
+        check_name(name)
+        read_adapter(folder)
+        read_contract(folder)
+        digest = adapter_digest(folder)
+        with self._locked():
+            target = self.root / "objects" / digest
+            if not target.is_dir():
+                self._copy_object(folder, target)
+            revisions = self._revisions(name)
+            if not revisions or revisions[-1]["digest"] != digest:
+                number = revisions[-1]["revision"] + 1 if revisions else 1
+                created = datetime.now(UTC).isoformat(timespec="seconds")
+                revisions.append({"revision": number, "digest": digest, "created": created})
+                text = json.dumps({"name": name, "revisions": revisions}, indent=2) + "\n"
+                write_atomic(self._name_path(name), text)
+        return self._stored(name, revisions[-1])
+
+    def resolve(self, adapter_id: str) -> StoredAdapter:
+        """Find `name` (its latest revision), `name@<revision>` or `name@<digest prefix>`. Raises AdapterNotFound."""
+        name, _, wanted = adapter_id.partition("@")
+        check_name(name)
+        revisions = self._revisions(name)
+        if not revisions:
+            close = get_close_matches(name, self.names(), n=1)
+            raise AdapterNotFound(
+                f"no adapter {name!r} in the store",
+                where=str(self.root),
+                mend=f"did you mean {close[0]!r}?" if close else "see `atoll ls`, or make one with `atoll tune`",
+            )
+        if not wanted:
+            return self._stored(name, revisions[-1])
+        for entry in reversed(revisions):
+            if wanted == str(entry["revision"]) or (len(wanted) >= 8 and entry["digest"].startswith(wanted)):
+                return self._stored(name, entry)
+        known = ", ".join(str(entry["revision"]) for entry in revisions)
+        raise AdapterNotFound(f"{name!r} has no revision {wanted!r}", where=str(self.root), mend=f"it has {known}")
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        folder = self.root / "names"
+        return sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+
+    def list(self) -> list[StoredAdapter]:
+        """The latest revision of every name."""
+        return [self._stored(name, self._revisions(name)[-1]) for name in self.names()]
+
+    def write_card(self, adapter: StoredAdapter, text: str) -> None:
+        """Replace an adapter's model card; the card is not part of its digest."""
+        write_atomic(adapter.folder / CARD_NAME, text)
+
+    def _stored(self, name: str, entry: dict[str, Any]) -> StoredAdapter:
+        folder = self.root / "objects" / entry["digest"]
+        return StoredAdapter(name, entry["revision"], entry["digest"], folder, read_contract(folder))
+
+    def _name_path(self, name: str) -> Path:
+        return self.root / "names" / f"{name}.json"
+
+    def _revisions(self, name: str) -> list[dict[str, Any]]:
+        path = self._name_path(name)
+        try:
+            revisions: list[dict[str, Any]] = json.loads(path.read_bytes())["revisions"]
+        except FileNotFoundError:
+            return []
+        except (ValueError, KeyError, TypeError) as error:
+            raise AdapterInvalid(
+                f"the list of revisions is damaged: {error}", where=str(path), mend="restore it from a backup"
+            ) from None
+        return revisions
+
+    def _copy_object(self, folder: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        try:
+            for name in (*ADAPTER_FILES, CARD_NAME):
+                if (folder / name).is_file():
+                    write_atomic(temporary / name, (folder / name).read_bytes())
+            temporary.chmod(0o755)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_dir(target.parent)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless `name` is a plain lower-case name, which no path can hide in."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(
+            f"{name[:80]!r} is not an adapter's name",
+            why="a name has 1 to 64 of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit",
+        )

@@ -1,0 +1,132 @@
+"""The store: revisions, digests, and a state that is whole at every instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.adapters import save_random_adapter
+from support.tiny import make_model
+
+from atoll.adapters.catalog import AdapterCatalog
+from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.adapters.store import AdapterStore, adapter_digest
+from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
+
+MODEL = make_model()
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> AdapterStore:
+    return AdapterStore(tmp_path / "store")
+
+
+def test_revisions_count_up_and_the_same_content_is_kept_once(store: AdapterStore, tmp_path: Path) -> None:
+    one = save_random_adapter(tmp_path / "one", MODEL, seed=1)
+    two = save_random_adapter(tmp_path / "two", MODEL, seed=2)
+    assert store.publish("mood", one).id == "mood@1"
+    assert store.publish("mood", one).id == "mood@1"
+    assert store.publish("mood", two).id == "mood@2"
+    assert store.publish("other", two).folder == store.resolve("mood").folder
+    assert store.resolve("mood").revision == 2
+    assert store.resolve("mood@1").digest == adapter_digest(one)
+    assert store.resolve(f"mood@{adapter_digest(one)[:12]}").revision == 1
+    assert [adapter.id for adapter in store.list()] == ["mood@2", "other@1"]
+    read_adapter(store.resolve("mood@1").folder)
+
+
+def test_what_is_not_there_is_told_with_a_hint(store: AdapterStore, tmp_path: Path) -> None:
+    store.publish("sentiment", save_random_adapter(tmp_path / "a", MODEL))
+    with pytest.raises(AdapterNotFound, match="did you mean 'sentiment'"):
+        store.resolve("sentimnt")
+    with pytest.raises(AdapterNotFound, match="it has 1"):
+        store.resolve("sentiment@7")
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "A", "a\0b", "a" * 65, ".hidden", "a\n", "-x"])
+def test_no_path_hides_in_a_name(store: AdapterStore, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError):
+        store.resolve(name)
+    with pytest.raises(UsageError):
+        store.publish(name, save_random_adapter(tmp_path / "a", MODEL))
+
+
+def test_a_bad_folder_leaves_the_store_as_it_was(store: AdapterStore, tmp_path: Path) -> None:
+    folder = save_random_adapter(tmp_path / "a", MODEL)
+    (folder / WEIGHTS_NAME).write_bytes(b"not safetensors")
+    with pytest.raises(AdapterInvalid):
+        store.publish("bad", folder)
+    assert store.names() == []
+
+
+def test_a_damaged_list_of_revisions_is_told(store: AdapterStore, tmp_path: Path) -> None:
+    store.publish("mood", save_random_adapter(tmp_path / "a", MODEL))
+    (store.root / "names" / "mood.json").write_text("{")
+    with pytest.raises(AdapterInvalid, match="damaged"):
+        store.resolve("mood")
+
+
+PUBLISH_FOREVER = """
+import sys
+from pathlib import Path
+from atoll.adapters.store import AdapterStore
+store = AdapterStore(Path(sys.argv[1]))
+print("go", flush=True)
+while True:
+    for folder in sys.argv[2:]:
+        store.publish("mood", Path(folder))
+"""
+
+
+def test_kill_while_publishing_never_leaves_a_torn_adapter(store: AdapterStore, tmp_path: Path) -> None:
+    folders = [str(save_random_adapter(tmp_path / str(seed), MODEL, seed=seed)) for seed in range(2)]
+    for delay_s in (0.0, 0.013, 0.05, 0.021):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PUBLISH_FOREVER, str(store.root), *folders], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"go\n"
+        time.sleep(delay_s)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for adapter in store.list():
+            assert adapter_digest(adapter.folder) == adapter.digest
+            read_adapter(adapter.folder)
+    assert store.publish("mood", Path(folders[0])).digest == adapter_digest(Path(folders[0]))
+
+
+def test_local_adapters_are_found_below_their_roots_only(store: AdapterStore, tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    inside = save_random_adapter(root / "team" / "mood", MODEL)
+    save_random_adapter(outside / "secret", MODEL)
+    (root / "link").symlink_to(outside / "secret")
+    (root / "files").mkdir()
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        (root / "files" / name).symlink_to(outside / "secret" / name)
+    catalog = AdapterCatalog(store, [root])
+    assert catalog.resolve("team/mood", "local").folder == inside
+    assert catalog.resolve(str(inside), "local").digest == adapter_digest(inside)
+    for path in ("../outside/secret", str(outside / "secret"), "link", "files", "team", "team/../../outside/secret"):
+        with pytest.raises(AdapterNotFound):
+            catalog.resolve(path, "local")
+    with pytest.raises(AdapterNotFound):
+        AdapterCatalog(store).resolve(str(inside), "local")
+    for bad, source in (("x\0y", "local"), ("", None), ("a" * 600, None), ("mood", "hub")):
+        with pytest.raises(UsageError):
+            catalog.resolve(bad, source)
+
+
+def test_a_changed_local_adapter_gets_another_digest(store: AdapterStore, tmp_path: Path) -> None:
+    folder = save_random_adapter(tmp_path / "root" / "a", MODEL, seed=1)
+    catalog = AdapterCatalog(store, [tmp_path / "root"])
+    before = catalog.resolve("a", "local").digest
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps(config | {"lora_alpha": 99}))
+    assert catalog.resolve("a", "local").digest != before

@@ -1,0 +1,39 @@
+"""Random PEFT adapters, made and computed by PEFT itself: the reference for everything that reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+
+def save_random_adapter(folder: Path, model: nn.Module, *, seed: int = 0, scale: float = 0.2, **config: Any) -> Path:
+    """Let PEFT write an adapter with random A and B (B is zero in a fresh one) for a copy of `model`."""
+    torch.manual_seed(seed)
+    fields: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | config
+    peft_model = get_peft_model(_copy(model), LoraConfig(**fields))
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, scale)
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+def peft_logits(model: nn.Module, folder: Path | None, ids: list[int]) -> Tensor:
+    """Logits [tokens, vocab] that PEFT computes for one sequence; folder None: the bare base."""
+    reference = _copy(model)
+    if folder is not None:
+        reference = PeftModel.from_pretrained(reference, folder)
+    with torch.no_grad():
+        logits: Tensor = reference.eval()(input_ids=torch.tensor([ids])).logits[0]
+    return logits
+
+
+def _copy(model: nn.Module) -> Any:
+    copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
