@@ -1,0 +1,204 @@
+"""`atoll tune`: train all adapters of a fleet file together."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from atoll.training.tune import TuneResult, TuneRun
+
+PLAIN_EVERY_S = 15.0
+
+
+def tune(
+    fleet: Annotated[Path, typer.Argument(help="The fleet file (YAML).", show_default=False)],
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder with <task>/<split>.jsonl.gz (or .csv, .parquet) to read instead.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="Where finished adapters go.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Train all adapters of a fleet file together over one base model.
+
+    Example: atoll tune examples/demo.yaml
+    """
+    from atoll.adapters.store import AdapterStore, default_store_root
+    from atoll.config.load import load_fleet
+    from atoll.training.tune import TuneRun
+
+    config = load_fleet(fleet)
+    run_folder = Path(config.output or Path("runs") / fleet.stem)
+    with _display(as_json) as report:
+        run = TuneRun(
+            config,
+            run_folder=run_folder,
+            store=AdapterStore(store or default_store_root()),
+            data_root=data_root,
+            report=report,
+        )
+        with _stopping(run):
+            result = run.run(resume=resume)
+    _print_result(result, fleet, as_json)
+
+
+def _print_result(result: TuneResult, fleet: Path, as_json: bool) -> None:
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "event": "end",
+                    "finished": result.finished,
+                    "adapters": [adapter.id for adapter in result.adapters],
+                    "seconds": round(result.seconds, 3),
+                    "cost_usd": result.cost_usd,
+                }
+            )
+        )
+    elif result.finished:
+        names = ", ".join(adapter.id for adapter in result.adapters)
+        print(f"tuned {names} in {result.seconds:.0f} s for {100 * result.cost_usd:.2f} cents")
+        print(f"next: atoll eval {fleet}")
+    if not result.finished:
+        print(f"stopped; the checkpoint is in {result.run_folder}", file=sys.stderr)
+        print(f"to go on: atoll tune {fleet} --resume", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+@contextmanager
+def _stopping(run: TuneRun) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops after the running pass, with a checkpoint; the second one at once."""
+
+    def stop(number: int, _frame: object) -> None:
+        print("stopping after this pass, with a checkpoint ...", file=sys.stderr)
+        run.request_stop()
+        signal.signal(number, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _display(as_json: bool) -> Iterator[Any]:
+    """A function that takes the run's events: JSON lines, live bars on a terminal, else a line now and then."""
+    if as_json:
+        yield lambda event: print(json.dumps(event), flush=True)
+        return
+    if sys.stdout.isatty():
+        with _Bars() as bars:
+            yield bars
+        return
+    yield _Lines()
+
+
+def describe(event: dict[str, Any]) -> str | None:
+    """One line for an event that happens once; None for progress."""
+    match event["event"]:
+        case "base":
+            return f"base model {event['name']}: {event['num_params'] / 1e6:.0f}M parameters, {event['digest'][:19]}"
+        case "data":
+            return (
+                f"{event['adapter']}: {event['num_examples']} examples of {event['task']}, {event['num_tokens']} tokens, "
+                f"{event['num_validation']} for validation; length limit {event['max_length']}, {event['num_cut']} cut"
+            )
+        case "plan":
+            return f"{event['adapter']}: {event['total_steps']} steps, peak rate {event['learning_rate']:.2g}"
+        case "resumed":
+            return f"resumed from {event['checkpoint']} after {event['num_passes']} passes"
+        case "published":
+            loss = event["validation_loss"]
+            kept = "" if loss is None else f", best at step {event['best_step']} (validation loss {loss:.4f})"
+            return f"{event['adapter']}: in the store{kept}, {100 * event['cost_usd']:.2f} cents"
+    return None
+
+
+def _numbers(event: dict[str, Any]) -> str:
+    loss, validation = (
+        "-" if event[key] is None else f"{event[key]:.3f}" for key in ("step_loss", "validation_loss")
+    )
+    return f"loss {loss}  validation {validation}"
+
+
+class _Speed:
+    """Tokens a second over all adapters, since the first event."""
+
+    def __init__(self) -> None:
+        self._started_at_s = time.monotonic()
+        self._first: dict[str, int] = {}
+        self._latest: dict[str, int] = {}
+
+    def update(self, event: dict[str, Any]) -> float:
+        name = event["name"]
+        self._first.setdefault(name, event["num_tokens"])
+        self._latest[name] = event["num_tokens"]
+        seconds = time.monotonic() - self._started_at_s
+        return (sum(self._latest.values()) - sum(self._first.values())) / max(seconds, 1e-9)
+
+
+class _Lines:
+    """For logs and pipes: events as lines, progress of each adapter now and then."""
+
+    def __init__(self) -> None:
+        self._speed: _Speed | None = None
+        self._printed_at_s: dict[str, float] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] != "progress":
+            print(describe(event), flush=True)
+            return
+        self._speed = self._speed or _Speed()
+        speed, name, now_s = self._speed.update(event), event["name"], time.monotonic()
+        if event["finished"] or now_s - self._printed_at_s.get(name, 0.0) >= PLAIN_EVERY_S:
+            self._printed_at_s[name] = now_s
+            step = f"{event['step']}/{event['total_steps']}"
+            print(f"{name}: step {step}  {_numbers(event)}  {speed:.0f} tokens/s in all", flush=True)
+
+
+class _Bars:
+    """For terminals: one live bar for each adapter."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        self._bars: dict[str, Any] = {}
+        self._speed: _Speed | None = None
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] != "progress":
+            self._progress.console.print(describe(event), markup=False, highlight=False)
+            return
+        self._speed = self._speed or _Speed()
+        name, speed = event["name"], self._speed.update(event)
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=event["total_steps"], numbers="")
+        completed = event["total_steps"] if event["finished"] else event["step"]
+        self._progress.update(
+            self._bars[name], completed=completed, numbers=f"{_numbers(event)}  {speed:.0f} tokens/s"
+        )

@@ -1,0 +1,108 @@
+"""Training examples as tokens, each adapter's own order of them, and passes that mix adapters under a token budget."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from atoll.text.prompt import PromptRenderer, RenderedExample
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """ids: prompt, completion and end token. The loss is on ids[num_prompt_tokens:]."""
+
+    ids: tuple[int, ...]
+    num_prompt_tokens: int
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.ids) - self.num_prompt_tokens
+
+
+@dataclass(frozen=True)
+class TokenizedSplit:
+    """A split as tokens, and how many of its prompts were cut to the length limit."""
+
+    examples: tuple[TokenizedExample, ...]
+    num_cut: int
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(example.ids) for example in self.examples)
+
+
+def tokenize(rows: Sequence[Mapping[str, str]], renderer: PromptRenderer) -> TokenizedSplit:
+    """Render every row for supervision. Raises DataError for a row whose instruction and answer alone do not fit."""
+    rendered: list[RenderedExample] = [renderer.supervised(row) for row in rows]
+    examples = tuple(TokenizedExample(tuple(item.ids), item.num_prompt_tokens) for item in rendered)
+    return TokenizedSplit(examples, sum(item.num_cut_tokens > 0 for item in rendered))
+
+
+class ExampleOrder:
+    """Which examples make up each optimiser step of one adapter: a function of its own seed and of nothing else."""
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self._num_examples / self._batch_size)
+
+    def step_indices(self, step: int) -> list[int]:
+        """Indices of the examples of one step; the last step of an epoch may hold fewer."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            indices = list(range(self._num_examples))
+            random.Random(self._seed * 1_000_003 + epoch).shuffle(indices)
+            self._epoch = (epoch, indices)
+        return self._epoch[1][batch * self._batch_size : (batch + 1) * self._batch_size]
+
+
+class PassMixer:
+    """Weighted deficit round-robin in tokens: decides how many examples of each adapter go into the next pass.
+
+    Every pass credits each adapter with its share of the token budget, and each example that it gets is paid for. An
+    adapter's share follows the tokens that it has to train on in all, so that long tasks are not starved and all
+    adapters move through their schedules at the same pace. Source: Shreedhar and Varghese, SIGCOMM 1995.
+    """
+
+    def __init__(self, weights: Mapping[str, float], token_budget: int) -> None:
+        self._weights = dict(weights)
+        self._token_budget = token_budget
+        self.credits: dict[str, float] = dict.fromkeys(weights, 0.0)
+
+    def take(self, queues: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """How many examples from the front of each queue to run now.
+
+        queues: lengths in tokens of the examples that each active adapter has left in its current step, none empty.
+        The pass holds at most `token_budget` tokens, or one example that is longer than that.
+        """
+        total = sum(self._weights[name] for name in queues)
+        for name in queues:
+            self.credits[name] += self._token_budget * self._weights[name] / total
+        taken = dict.fromkeys(queues, 0)
+        room = self._token_budget
+        while True:
+            fitting = [
+                name
+                for name, lengths in queues.items()
+                if taken[name] < len(lengths) and (lengths[taken[name]] <= room or room == self._token_budget)
+            ]
+            if not fitting:
+                break
+            name = max(fitting, key=lambda name: self.credits[name])
+            length = queues[name][taken[name]]
+            self.credits[name] -= length
+            room -= length
+            taken[name] += 1
+        # What nobody could use in this pass must not pile up and distort the later ones.
+        spare = sum(self.credits[name] for name in queues) / total
+        for name in queues:
+            self.credits[name] -= spare * self._weights[name]
+        return {name: count for name, count in taken.items() if count}

@@ -1,0 +1,108 @@
+"""One forward pass over packed examples of several adapters, and each adapter's own loss from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from atoll.adapters.bank import AdapterBank
+from atoll.adapters.routing import Routing
+from atoll.kernels.lora import Dropout
+from atoll.model.attention import PackedContext, attending
+from atoll.training.data import TokenizedExample
+
+
+@dataclass(frozen=True)
+class PackedPass:
+    """Examples side by side in one row, those of one slot next to each other.
+
+    ids, position_ids: [1, tokens]. query_start: [examples + 1] int32 on CPU. rows: [targets], the rows whose output
+    predicts a trained token. targets: [targets], those tokens. num_targets: (slot, count) in the order of `rows`.
+    """
+
+    ids: Tensor
+    position_ids: Tensor
+    query_start: Tensor
+    routing: Routing
+    rows: Tensor
+    targets: Tensor
+    num_targets: tuple[tuple[int, int], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ids.shape[1]
+
+
+def pack(groups: Mapping[int, Sequence[TokenizedExample]], device: torch.device) -> PackedPass:
+    """groups: slot -> its examples, none empty."""
+    ids: list[int] = []
+    positions: list[int] = []
+    starts, rows, targets = [0], list[int](), list[int]()
+    num_targets = []
+    for slot, examples in sorted(groups.items()):
+        for example in examples:
+            start = len(ids)
+            ids += example.ids
+            positions += range(len(example.ids))
+            starts.append(len(ids))
+            rows += range(start + example.num_prompt_tokens - 1, len(ids) - 1)
+            targets += example.ids[example.num_prompt_tokens :]
+        num_targets.append((slot, sum(example.num_targets for example in examples)))
+    lengths = [(slot, sum(len(e.ids) for e in examples)) for slot, examples in sorted(groups.items())]
+    return PackedPass(
+        ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        routing=Routing.from_lengths(lengths),
+        rows=torch.tensor(rows, device=device),
+        targets=torch.tensor(targets, device=device),
+        num_targets=tuple(num_targets),
+    )
+
+
+def train_pass(
+    model: Any,
+    bank: AdapterBank,
+    packed: PackedPass,
+    denominators: Mapping[int, int],
+    dropouts: Mapping[int, Dropout] | None = None,
+) -> dict[int, float]:
+    """Run forward and backward; gradients are added to each adapter's parameters.
+
+    denominators: slot -> trained tokens of that adapter's whole optimiser step. Dividing by them keeps the gradients
+    of the adapters exactly independent, and a step the same however it is spread over passes. Returns slot -> summed
+    token loss of this pass in nats.
+    """
+    with bank.routed(packed.routing, dropouts), attending(PackedContext(packed.query_start)):
+        losses = _token_losses(model, packed)
+        parts = losses.split([count for _, count in packed.num_targets])
+        total = sum(
+            part.sum() / denominators[slot] for part, (slot, _) in zip(parts, packed.num_targets, strict=True)
+        )
+        total.backward()  # type: ignore[union-attr]
+    return _sums(parts, packed)
+
+
+@torch.no_grad()
+def validation_pass(model: Any, bank: AdapterBank, packed: PackedPass) -> dict[int, float]:
+    """Slot -> summed token loss in nats, without gradients."""
+    with bank.routed(packed.routing), attending(PackedContext(packed.query_start)):
+        losses = _token_losses(model, packed)
+    return _sums(losses.split([count for _, count in packed.num_targets]), packed)
+
+
+def _token_losses(model: Any, packed: PackedPass) -> Tensor:
+    """[targets] float32. The output head runs on the rows that predict a trained token and on no others."""
+    logits = model(
+        input_ids=packed.ids, position_ids=packed.position_ids, use_cache=False, logits_to_keep=packed.rows
+    ).logits[0]
+    return functional.cross_entropy(logits.float(), packed.targets, reduction="none")
+
+
+def _sums(parts: Sequence[Tensor], packed: PackedPass) -> dict[int, float]:
+    return {slot: float(part.detach().sum()) for part, (slot, _) in zip(parts, packed.num_targets, strict=True)}

@@ -1,0 +1,72 @@
+"""The optimiser of one adapter: AdamW over its own parameters, its own schedule and clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from atoll.adapters.bank import trainable_tensors
+from atoll.config.fleet import TrainerConfig
+from atoll.kernels.lora import LoraWeights
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainerConfig, peak: float) -> float:
+    """The rate of one step (counted from 0): a linear warm-up, then the configured decay, which would reach 0 at the end."""
+    warmup = math.ceil(config.warmup_fraction * total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    match config.learning_rate_scheduler:
+        case "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            return peak * (1 - progress)
+        case "constant":
+            return peak
+
+
+class AdapterOptimizer:
+    """torch's AdamW with the adapter's own rate and gradient norm. Its state can be flattened and restored exactly."""
+
+    def __init__(self, weights: Mapping[str, LoraWeights], config: TrainerConfig, *, peak: float, total_steps: int) -> None:
+        self.parameters = trainable_tensors(weights)
+        self._names = [f"{name}.{side}" for name in weights for side in "ab"]
+        self._config = config
+        self._peak = peak
+        self._total_steps = total_steps
+        self._adamw = torch.optim.AdamW(self.parameters, lr=peak, weight_decay=config.weight_decay)
+
+    def step(self, step: int) -> tuple[float, float]:
+        """Clip, update and clear the gradients. Returns (gradient norm before clipping, learning rate)."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.max_grad_norm)
+        rate = learning_rate_at(step, self._total_steps, self._config, self._peak)
+        self._adamw.param_groups[0]["lr"] = rate
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        return float(norm), rate
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that the next steps depend on: weights, moments, step counts, and gradients gathered so far."""
+        tensors = {}
+        for name, parameter in zip(self._names, self.parameters, strict=True):
+            tensors[f"{name}.weight"] = parameter.detach()
+            if parameter.grad is not None:
+                tensors[f"{name}.grad"] = parameter.grad
+            for key, value in self._adamw.state.get(parameter, {}).items():
+                tensors[f"{name}.{key}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        for name, parameter in zip(self._names, self.parameters, strict=True):
+            parameter.copy_(tensors[f"{name}.weight"])
+            grad = tensors.get(f"{name}.grad")
+            parameter.grad = None if grad is None else grad.to(parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (value := tensors.get(f"{name}.{key}")) is not None:
+                    device = "cpu" if key == "step" else parameter.device
+                    self._adamw.state[parameter][key] = value.to(device)
