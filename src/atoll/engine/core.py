@@ -1,0 +1,274 @@
+"""The step: schedule -> run -> postprocess. Everything here belongs to one thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from atoll.adapters.bank import AdapterBank
+from atoll.adapters.residency import AdapterResidency
+from atoll.engine.blocks import BlockPool
+from atoll.engine.output import Output
+from atoll.engine.request import ErrorEvent, Event, Request
+from atoll.engine.runner import Runner, choose_num_blocks
+from atoll.engine.sampler import Sample, sample
+from atoll.engine.scheduler import Chunk, RequestState, Scheduler
+from atoll.errors import AtollError, RequestInvalid, UsageError
+from atoll.model.load import BaseModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Limits of an engine. Raises UsageError for a value out of range.
+
+    max_batch_tokens: the token budget of one step. max_num_requests: requests that run at once. block_size: tokens in
+    one KV block. kv_cache_bytes None: a share of the memory that is free. max_length None: the base model's own.
+    """
+
+    max_batch_tokens: int = 512
+    max_num_requests: int = 32
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_tokens", "max_num_requests", "block_size", "kv_cache_bytes", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}", where=name, mend=f"{name} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Counts since the start, and how things stand. resident_adapters: ids, least recently used first."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_slots: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_finished: int = 0
+    num_failed: int = 0
+    num_adapter_loads: int = 0
+    num_adapter_evictions: int = 0
+    resident_adapters: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class _Active:
+    state: RequestState
+    output: Output
+
+
+class EngineCore:
+    """The engine without threads.
+
+    on_loaded is called from the loader's thread whenever an adapter may have become ready. Raises UsageError or
+    ConfigError for limits that do not fit the base model or the memory.
+    """
+
+    def __init__(
+        self, base: BaseModel, bank: AdapterBank, config: EngineConfig, *, on_loaded: Callable[[], None]
+    ) -> None:
+        self.max_length = config.max_length or base.max_length
+        if self.max_length > base.max_length:
+            raise UsageError(
+                f"max_length is {self.max_length}, the base model has {base.max_length} positions",
+                where="max_length",
+                mend=f"set it to {base.max_length} or less",
+            )
+        num_blocks = choose_num_blocks(
+            base,
+            block_size=config.block_size,
+            max_num_requests=config.max_num_requests,
+            max_length=self.max_length,
+            kv_cache_bytes=config.kv_cache_bytes,
+        )
+        logger.info("KV cache: %d blocks of %d tokens", num_blocks, config.block_size)
+        self._base = base
+        self._num_slots = bank.num_slots
+        self._vocab_size: int = base.model.get_input_embeddings().num_embeddings
+        self._pool = BlockPool(num_blocks, config.block_size)
+        self._residency = AdapterResidency(bank, base_digest=base.digest, on_loaded=on_loaded)
+        self._scheduler = Scheduler(
+            self._pool,
+            self._residency,
+            num_slots=bank.num_slots,
+            max_batch_tokens=config.max_batch_tokens,
+            max_num_requests=config.max_num_requests,
+        )
+        self._runner = Runner(base, bank, num_blocks=num_blocks, block_size=config.block_size)
+        self._active: dict[str, _Active] = {}
+        self._num_steps = self._num_computed = self._num_generated = self._num_finished = self._num_failed = 0
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self._active)
+
+    def check(self, request: Request) -> None:
+        """Raise RequestInvalid if the request can never run; changes nothing, so any thread may call it."""
+        num_prompt, num_new = len(request.prompt_ids), request.sampling.max_new_tokens
+        if not request.prompt_ids:
+            raise RequestInvalid("the prompt is empty", where="prompt", mend="send at least one token")
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self._vocab_size:
+            raise RequestInvalid(
+                f"the prompt has token ids outside of the vocabulary of {self._vocab_size}", where="prompt"
+            )
+        if request.adapter is not None and self._num_slots == 0:
+            raise RequestInvalid("this engine has no slots for adapters", mend="start it with at least one slot")
+        # The last token is never computed: nothing follows it.
+        allowed = min(self.max_length, self._pool.num_blocks * self._pool.block_size + 1)
+        if num_prompt + num_new <= allowed:
+            return
+        limit = "the model's length" if allowed == self.max_length else "the whole KV cache (kv_cache_bytes)"
+        if num_prompt >= allowed:
+            raise RequestInvalid(
+                f"the prompt has {num_prompt} tokens, {limit} is {allowed}",
+                where="prompt",
+                mend=f"shorten the prompt to {allowed - num_new} tokens or less"
+                if num_new < allowed
+                else "shorten the prompt and ask for fewer tokens",
+            )
+        raise RequestInvalid(
+            f"a prompt of {num_prompt} tokens and max_new_tokens {num_new} together exceed {allowed}, {limit}",
+            where="max_new_tokens",
+            mend=f"max_new_tokens may be at most {allowed - num_prompt} for this prompt",
+        )
+
+    def add(self, request: Request, submitted_at_s: float) -> None:
+        """Queue a request that `check` has passed."""
+        try:
+            if request.request_id in self._active:
+                raise RequestInvalid(f"request {request.request_id} is already running", where="request_id")
+            output = Output(request, self._base.tokenizer, self._base.end_ids, submitted_at_s)
+        except Exception as error:
+            self._num_failed += 1
+            _deliver_error(request, _explained(error, "the request could not be started"))
+            return
+        self._active[request.request_id] = _Active(self._scheduler.add(request), output)
+
+    def abort(self, request_id: str) -> None:
+        """End a request with a FinishEvent "abort"; one that has ended already is left alone."""
+        if active := self._active.get(request_id):
+            self._finish(active)
+
+    def abort_all(self) -> None:
+        for request_id in list(self._active):
+            self.abort(request_id)
+
+    def fail_all(self, error: Exception) -> None:
+        """End every request with the same error: nothing is known about the state of any."""
+        for request_id, active in list(self._active.items()):
+            try:
+                self._fail(active.state, _explained(error, "the engine failed"))
+            except Exception:
+                logger.exception("request %s could not be taken down", request_id)
+
+    def step(self) -> bool:
+        """Run one batch; False if there was nothing to compute. A failure ends the requests of this batch alone."""
+        batch = self._scheduler.schedule()
+        for state, error in batch.failures:
+            self._fail(state, error)
+        if not batch.chunks:
+            return bool(batch.failures)
+        outputs = [self._active[chunk.state.request.request_id].output for chunk in batch.chunks]
+        for output in outputs:
+            output.start()
+        self._num_steps += 1
+        sampled = [chunk for chunk in batch.chunks if chunk.is_last]
+        try:
+            samples = self._sample(sampled, self._runner.run(batch))
+        except Exception as error:
+            logger.exception("a step of %d requests failed", len(batch.chunks))
+            for chunk in batch.chunks:
+                self._fail(chunk.state, _explained(error, "the step that computed this request failed"))
+            return True
+        self._scheduler.advance(batch)
+        self._num_computed += batch.num_tokens
+        for chunk, choice in zip(sampled, samples, strict=True):
+            self._take(chunk.state, choice)
+        return True
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_waiting=len(self._scheduler.waiting),
+            num_running=len(self._scheduler.running),
+            num_blocks=self._pool.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            num_slots=self._num_slots,
+            num_steps=self._num_steps,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_computed_tokens=self._num_computed,
+            num_generated_tokens=self._num_generated,
+            num_finished=self._num_finished,
+            num_failed=self._num_failed,
+            num_adapter_loads=self._residency.num_loads,
+            num_adapter_evictions=self._residency.num_evictions,
+            resident_adapters=tuple(adapter.id for adapter in self._residency.loaded),
+        )
+
+    def close(self) -> None:
+        """Abort all requests and stop the loader."""
+        self.abort_all()
+        self._residency.close()
+
+    def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[Sample | None]:
+        return sample(logits, [self._active[chunk.state.request.request_id].output.next_draw for chunk in chunks])
+
+    def _take(self, state: RequestState, choice: Sample | None) -> None:
+        """Hand one token to its request; whatever goes wrong here is that request's own failure."""
+        active = self._active[state.request.request_id]
+        if choice is None:
+            why = "the base model or the adapter overflows on this prompt"
+            self._fail(state, AtollError("the model computed logits that are not numbers", why=why))
+            return
+        try:
+            event = active.output.push(choice)
+            state.token_ids.append(choice.token_id)
+            self._num_generated += 1
+            state.request.on_event(event)
+        except Exception as error:
+            logger.exception("request %s failed", state.request.request_id)
+            self._fail(state, _explained(error, "the request's token could not be delivered"))
+            return
+        if active.output.finish_reason is not None:
+            self._finish(active)
+
+    def _finish(self, active: _Active) -> None:
+        self._forget(active.state)
+        self._num_finished += 1
+        _deliver(active.state.request, active.output.finish())
+
+    def _fail(self, state: RequestState, error: AtollError) -> None:
+        self._forget(state)
+        self._num_failed += 1
+        _deliver_error(state.request, error)
+
+    def _forget(self, state: RequestState) -> None:
+        del self._active[state.request.request_id]
+        self._scheduler.remove(state)
+
+
+def _deliver(request: Request, event: Event) -> None:
+    """The last event of a request: an error in its receiver can only be logged."""
+    try:
+        request.on_event(event)
+    except Exception:
+        logger.exception("the receiver of request %s failed on its last event", request.request_id)
+
+
+def _deliver_error(request: Request, error: AtollError) -> None:
+    _deliver(request, ErrorEvent(request_id=request.request_id, error=error))
+
+
+def _explained(error: Exception, what: str) -> AtollError:
+    return error if isinstance(error, AtollError) else AtollError(what, why=f"{type(error).__name__}: {error}")

@@ -1,0 +1,147 @@
+"""What goes into the engine and what comes out: requests, events and completions."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from atoll.errors import AtollError, RequestInvalid
+
+if TYPE_CHECKING:
+    from atoll.adapters.store import StoredAdapter
+
+MAX_SEED = 2**64 - 1
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 32
+MAX_STOP_CHARS = 256
+
+FinishReason = Literal["stop", "length", "abort"]
+StopReason = Literal["eos", "stop_string"]
+TopLogprobs = tuple[tuple[int, float], ...]
+"""The most probable tokens of one position with their log-probabilities, best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one request's tokens are chosen. Raises RequestInvalid for a value out of range.
+
+    temperature 0 is greedy; top_k 0 is off. Without a seed the engine draws one and reports it. Stop strings are never
+    part of the output. logprobs is the number of alternatives reported for each token. With ignore_eos only
+    max_new_tokens and stop strings end the completion.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 (greedy) or a positive number")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or a positive number")
+        _check("logprobs", self.logprobs, 0 <= self.logprobs <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}")
+        stops_fit = len(self.stop) <= MAX_STOP_STRINGS and all(1 <= len(stop) <= MAX_STOP_CHARS for stop in self.stop)
+        _check("stop", self.stop, stops_fit, f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
+        if self.seed is not None:
+            _check("seed", self.seed, 0 <= self.seed <= MAX_SEED, "from 0 to 2**64 - 1")
+
+
+def _check(name: str, value: object, is_valid: bool, allowed: str) -> None:
+    if not is_valid:
+        raise RequestInvalid(f"{name} is {reprlib.repr(value)}", where=name, mend=f"{name} must be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds since the request was submitted: until its first step, its first token, its end."""
+
+    queue_s: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """One new token. text is what became certain with it: it may be empty, and never holds part of a stop string."""
+
+    request_id: str
+    token_id: int
+    text: str
+    logprob: float
+    top: TopLogprobs = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishEvent:
+    """The end of a request, after its last TokenEvent.
+
+    text is the sum of the events' texts. token_ids holds every generated token, an end token included. seed is the
+    one that was used, None for a greedy request.
+    """
+
+    request_id: str
+    finish_reason: FinishReason
+    stop_reason: StopReason | None
+    text: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    seed: int | None
+    timings: Timings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorEvent:
+    """The end of a request that failed."""
+
+    request_id: str
+    error: AtollError
+
+
+Event = TokenEvent | FinishEvent | ErrorEvent
+
+
+def ignore(event: Event) -> None:
+    """Drop an event: for callers that only want the completion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt to be completed.
+
+    adapter None is the bare base model. on_event is called from the step thread, so it must not block; if it raises,
+    this request alone fails.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    adapter: StoredAdapter | None = None
+    on_event: Callable[[Event], None] = ignore
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """Everything that became of one request: `finish`, or `error` where it failed. tokens: its events in order."""
+
+    request_id: str
+    tokens: tuple[TokenEvent, ...] = ()
+    finish: FinishEvent | None = None
+    error: AtollError | None = None
+
+    @property
+    def text(self) -> str:
+        """The completion's text; what had come until then where the request failed."""
+        return self.finish.text if self.finish else "".join(token.text for token in self.tokens)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(token.token_id for token in self.tokens)

@@ -1,0 +1,75 @@
+"""Runs the model over a scheduled batch; owns the KV cache, and decides nothing."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+from torch import Tensor
+
+from atoll.adapters.bank import AdapterBank
+from atoll.engine.batch import build_batch
+from atoll.engine.scheduler import ScheduledBatch
+from atoll.errors import ConfigError
+from atoll.kernels.kv import KVCache, block_bytes
+from atoll.model.attention import PagedContext, attending
+from atoll.model.load import BaseModel
+
+# What is left over holds activations, adapters and, on a CPU, everybody else's programs.
+CUDA_SHARE = 0.6
+CPU_SHARE = 0.3
+
+
+class Runner:
+    """The model, its bank of adapters and the KV cache."""
+
+    def __init__(self, base: BaseModel, bank: AdapterBank, *, num_blocks: int, block_size: int) -> None:
+        self._base = base
+        self._bank = bank
+        self._cache = KVCache.allocate(
+            base.kv_shapes, num_blocks=num_blocks, block_size=block_size, dtype=base.dtype, device=base.device
+        )
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduledBatch) -> Tensor:
+        """Compute a batch and keep its keys and values. Returns [n, vocab], a row for each chunk that `is_last`."""
+        step = build_batch(batch, self._cache.block_size)
+        context = PagedContext(self._cache, step.query_start, step.seq_lens, step.block_table, step.kv_index)
+        with self._bank.routed(step.routing), attending(context):
+            output = self._base.model(
+                input_ids=step.input_ids.to(self._base.device),
+                position_ids=step.position_ids.to(self._base.device),
+                logits_to_keep=step.sampled_rows.to(self._base.device),
+                use_cache=False,
+            )
+        logits: Tensor = output.logits[0]
+        return logits
+
+
+def choose_num_blocks(
+    base: BaseModel, *, block_size: int, max_num_requests: int, max_length: int, kv_cache_bytes: int | None
+) -> int:
+    """How many KV blocks to allocate: what `kv_cache_bytes` holds, or else a share of the free memory.
+
+    Without `kv_cache_bytes` never more than all requests at full length could fill. Raises ConfigError if not even one
+    block fits.
+    """
+    bytes_per_block = block_bytes(base.kv_shapes, block_size=block_size, dtype=base.dtype)
+    if kv_cache_bytes is not None:
+        num_blocks = kv_cache_bytes // bytes_per_block
+    else:
+        num_blocks = min(_free_bytes(base.device) // bytes_per_block, max_num_requests * -(-max_length // block_size))
+    if num_blocks < 1:
+        raise ConfigError(
+            "the KV cache has no room for a single block",
+            where="kv_cache_bytes",
+            why=f"one block of {block_size} tokens takes {bytes_per_block} bytes",
+            mend=f"give it at least {bytes_per_block * -(-max_length // block_size)} bytes, one request of full length",
+        )
+    return num_blocks
+
+
+def _free_bytes(device: torch.device) -> int:
+    """The share of the memory now free that the KV cache may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * CUDA_SHARE)
+    return int(psutil.virtual_memory().available * CPU_SHARE)
