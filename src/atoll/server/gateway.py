@@ -1,0 +1,166 @@
+"""Between the dialects and the engine: open requests, and their events across threads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import anyio
+
+from atoll.adapters.catalog import AdapterCatalog
+from atoll.engine import ErrorEvent, Event, FinishEvent, Request, TokenEvent
+from atoll.errors import AtollError, Overloaded
+from atoll.log import get_logger
+from atoll.server.errors import InterruptedRequestError
+from atoll.server.metrics import ServerMetrics
+from atoll.server.prepare import Ask, Prepared, Preparer
+from atoll.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from atoll.engine import EngineStats
+    from atoll.model.load import BaseModel
+
+logger = get_logger(__name__)
+
+Outcome = Literal["ok", "failed", "cancelled", "slow_reader"]
+
+# Tokenising and reading contracts run beside the event loop, few at a time: they compete with the steps for cores.
+_NUM_PREPARING = 4
+
+
+class RequestEngine(Protocol):
+    """What the server needs of an engine."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a prompt and its completion can have together."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether submitted requests are worked on."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises RequestInvalid."""
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request."""
+
+    def stats(self) -> EngineStats:
+        """Figures of this moment."""
+
+
+class EventStream:
+    """The events of one request, on the event loop. Iterate once, and close in any case: closing frees what it holds.
+
+    The engine's step thread calls `push`. When more than `max_unread` events wait, the reader is too slow: `overrun` is
+    set and the request ends, so that nobody's unread text fills the memory.
+    """
+
+    def __init__(self, gateway: Gateway, prepared: Prepared, max_unread: int | None) -> None:
+        self.overrun = asyncio.Event()
+        self.num_cut_tokens = prepared.num_cut_tokens
+        self.request = Request(
+            prompt_ids=prepared.prompt_ids, sampling=prepared.sampling, adapter=prepared.adapter, on_event=self.push
+        )
+        self._gateway = gateway
+        self._max_unread = max_unread
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._is_closed = False
+        self._outcome: Outcome = "cancelled"
+
+    def push(self, event: Event) -> None:
+        """Take an event from another thread."""
+        self._loop.call_soon_threadsafe(self._receive, event)
+
+    def _receive(self, event: Event) -> None:
+        if self._is_closed or self.overrun.is_set():
+            return
+        if self._max_unread is not None and self._events.qsize() >= self._max_unread:
+            logger.warning("request %s is cut off: its client does not read", event.request_id)
+            self._outcome = "slow_reader"
+            self.overrun.set()
+            return
+        self._events.put_nowait(event)
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> TokenEvent | FinishEvent:
+        """The next token, then the end. Raises the request's AtollError."""
+        if self._outcome in ("ok", "failed"):
+            raise StopAsyncIteration
+        event = await self._events.get()
+        if isinstance(event, ErrorEvent):
+            self._outcome = "failed"
+            raise event.error
+        if isinstance(event, FinishEvent):
+            if event.finish_reason == "abort":
+                self._outcome = "failed"
+                raise InterruptedRequestError("the server is stopping", mend="send the request again")
+            self._outcome = "ok"
+            self._gateway.metrics.finished(self.request, event)
+        return event
+
+    async def collect(self) -> tuple[list[TokenEvent], FinishEvent]:
+        """Everything at once. Raises the request's AtollError."""
+        tokens: list[TokenEvent] = []
+        async for event in self:
+            if isinstance(event, FinishEvent):
+                return tokens, event
+            tokens.append(event)
+        raise InterruptedRequestError("the request ended without an answer")
+
+    def close(self) -> None:
+        """Stop the request if it still runs; to be called once more does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._gateway.closed(self.request, self._outcome)
+
+
+class Gateway:
+    """Takes asks from the dialects, on the event loop."""
+
+    def __init__(
+        self,
+        engine: RequestEngine,
+        base: BaseModel,
+        catalog: AdapterCatalog,
+        settings: ServerSettings,
+        metrics: ServerMetrics,
+    ) -> None:
+        self.base = base
+        self.metrics = metrics
+        self.preparer = Preparer(base, catalog, settings, max_length=engine.max_length)
+        self.special_ids = frozenset(base.tokenizer.all_special_ids)
+        self._engine = engine
+        self._settings = settings
+        self._num_open = 0
+        self._limiter = anyio.CapacityLimiter(_NUM_PREPARING)
+
+    async def open(self, ask: Ask, *, stream: bool) -> EventStream:
+        """Start a request; its events end in the result, which the caller must close.
+
+        Raises Overloaded, RequestInvalid, AdapterNotFound and what else is wrong with the ask.
+        """
+        if self._num_open >= self._settings.max_open_requests:
+            self.metrics.refused("overloaded")
+            raise Overloaded(f"{self._num_open} requests are open already", mend="try again in a second")
+        self._num_open += 1
+        try:
+            prepared = await anyio.to_thread.run_sync(self.preparer.prepare, ask, limiter=self._limiter)
+            events = EventStream(self, prepared, self._settings.max_unread_events if stream else None)
+            self._engine.submit(events.request)
+        except BaseException as error:
+            self._num_open -= 1
+            self.metrics.refused(error.code if isinstance(error, AtollError) else "cancelled")
+            raise
+        return events
+
+    def closed(self, request: Request, outcome: Outcome) -> None:
+        """A stream has ended; called by the stream alone."""
+        self._num_open -= 1
+        self.metrics.ended(request, outcome)
+        if outcome in ("cancelled", "slow_reader"):
+            self._engine.abort(request.request_id)

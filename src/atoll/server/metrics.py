@@ -1,0 +1,144 @@
+"""Prometheus metrics: LoRAX's names for its users' dashboards, and `atoll_*` for what LoRAX does not measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from atoll.engine import FinishEvent, Request
+
+if TYPE_CHECKING:
+    from atoll.engine import EngineStats
+
+BASE_LABEL = "base"
+OTHER_LABEL = "other"
+_DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class ServerMetrics:
+    """One server's metrics, in a registry of their own. All methods belong to the event loop."""
+
+    def __init__(self, stats: Callable[[], EngineStats], max_adapters: int) -> None:
+        self._max_adapters = max_adapters
+        self._labels: set[str] = set()
+        self._registry = CollectorRegistry()
+        self._lorax = _LoraxCounts()
+        self._registry.register(self._lorax)
+        self._registry.register(_EngineCollector(stats))
+        self._requests = Counter(
+            "atoll_requests", "Requests that ended, by adapter.", ["adapter", "outcome"], registry=self._registry
+        )
+        self._refused = Counter(
+            "atoll_requests_refused", "Requests that never reached the engine.", ["reason"], registry=self._registry
+        )
+        self._tokens = Counter(
+            "atoll_tokens", "Tokens of answered requests.", ["adapter", "kind"], registry=self._registry
+        )
+        self._first_token_s = self._histogram(
+            "atoll_time_to_first_token_seconds", "From submission to the first token.", _DURATION_BUCKETS_S
+        )
+        self._duration_s = self._histogram(
+            "lorax_request_duration", "Seconds from submission to the end.", _DURATION_BUCKETS_S
+        )
+        self._queue_s = self._histogram(
+            "lorax_request_queue_duration", "Seconds from submission to the first step.", _DURATION_BUCKETS_S
+        )
+        self._time_per_token_s = self._histogram(
+            "lorax_request_mean_time_per_token_duration", "Mean seconds for each token.", _DURATION_BUCKETS_S
+        )
+        self._input_length = self._histogram("lorax_request_input_length", "Prompt tokens.", _TOKEN_BUCKETS)
+        self._generated = self._histogram("lorax_request_generated_tokens", "Generated tokens.", _TOKEN_BUCKETS)
+        self._max_new = self._histogram("lorax_request_max_new_tokens", "Tokens asked for.", _TOKEN_BUCKETS)
+
+    def finished(self, request: Request, finish: FinishEvent) -> None:
+        """A request has been answered."""
+        num_new_tokens = len(finish.token_ids)
+        label = self._label(request)
+        self._tokens.labels(label, "prompt").inc(finish.num_prompt_tokens)
+        self._tokens.labels(label, "completion").inc(num_new_tokens)
+        self._first_token_s.observe(finish.timings.first_token_s)
+        self._duration_s.observe(finish.timings.total_s)
+        self._queue_s.observe(finish.timings.queue_s)
+        self._time_per_token_s.observe((finish.timings.total_s - finish.timings.queue_s) / max(1, num_new_tokens))
+        self._input_length.observe(finish.num_prompt_tokens)
+        self._generated.observe(num_new_tokens)
+        self._max_new.observe(request.sampling.max_new_tokens)
+
+    def ended(self, request: Request, outcome: str) -> None:
+        """A request that reached the engine has ended: ok, failed, cancelled or slow_reader."""
+        self._requests.labels(self._label(request), outcome).inc()
+        self._lorax.count(None if outcome == "ok" else "generation")
+
+    def refused(self, reason: str) -> None:
+        """A request did not reach the engine; `reason` is an error's code."""
+        self._refused.labels(reason).inc()
+        self._lorax.count("overloaded" if reason == "overloaded" else "validation")
+
+    def render(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self._registry)
+
+    def _label(self, request: Request) -> str:
+        """The adapter's name while there are few of them: labels cost memory here and in every Prometheus."""
+        if request.adapter is None:
+            return BASE_LABEL
+        name = request.adapter.name
+        if name not in self._labels:
+            if len(self._labels) >= self._max_adapters:
+                return OTHER_LABEL
+            self._labels.add(name)
+        return name
+
+
+class _LoraxCounts(Collector):
+    """LoRAX's counters: their names lack the `_total` that prometheus_client would add."""
+
+    def __init__(self) -> None:
+        self._num_requests = 0
+        self._num_failures: dict[str, int] = {}
+
+    def count(self, failure: str | None) -> None:
+        self._num_requests += 1
+        if failure is not None:
+            self._num_failures[failure] = self._num_failures.get(failure, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        num_failed = sum(self._num_failures.values())
+        count = Metric("lorax_request_count", "Requests, counted when they end.", "unknown")
+        count.add_sample("lorax_request_count", {}, self._num_requests)
+        success = Metric("lorax_request_success", "Requests that were answered.", "unknown")
+        success.add_sample("lorax_request_success", {}, self._num_requests - num_failed)
+        failure = Metric("lorax_request_failure", "Requests that were not, by kind of error.", "unknown")
+        for kind, number in self._num_failures.items():
+            failure.add_sample("lorax_request_failure", {"err": kind}, number)
+        yield from (count, success, failure)
+
+
+class _EngineCollector(Collector):
+    """The engine's figures at the moment of the scrape."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        gauges = {
+            "lorax_queue_length": ("Requests that wait.", stats.num_waiting),
+            "lorax_batch_current_size": ("Requests that run.", stats.num_running),
+            "atoll_waiting_requests": ("Requests that wait for a place, blocks or their adapter.", stats.num_waiting),
+            "atoll_running_requests": ("Requests that run.", stats.num_running),
+            "atoll_kv_blocks": ("KV blocks in all.", stats.num_blocks),
+            "atoll_kv_blocks_free": ("KV blocks that are free.", stats.num_free_blocks),
+            "atoll_resident_adapters": ("Adapters on the device.", len(stats.resident_adapters)),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(name, text, value)
+        yield CounterMetricFamily("atoll_preemptions", "Requests sent back for lack of blocks.", stats.num_preemptions)

@@ -1,0 +1,136 @@
+"""From an ask, in nobody's dialect, to what the engine takes: adapter, prompt ids and sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atoll.adapters.catalog import AdapterCatalog
+from atoll.adapters.store import StoredAdapter
+from atoll.engine import SamplingParams
+from atoll.errors import AdapterNotFound, RequestInvalid, UsageError
+from atoll.server.prompts import Prompt, prompt_ids
+from atoll.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from atoll.model.load import BaseModel
+
+
+class PromptTooLongError(RequestInvalid):
+    """Prompt and answer do not fit in the model's positions."""
+
+    code = "context_length_exceeded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a client asks for, in any dialect. None: not said, so the adapter's contract or the dialect decides.
+
+    default_temperature, default_max_new_tokens: the dialect's, for adapters without a contract; None tokens: as many
+    as the model has positions for.
+    """
+
+    prompt: Prompt
+    adapter_id: str = ""
+    adapter_source: str | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+    num_alternatives: int = 0
+    default_temperature: float
+    default_max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An ask, resolved: what goes to the engine."""
+
+    prompt_ids: tuple[int, ...]
+    num_cut_tokens: int
+    sampling: SamplingParams
+    adapter: StoredAdapter | None
+
+
+class Preparer:
+    """Resolves asks for one base model; its methods read files and tokenise, and may run on any thread.
+
+    max_length: tokens that a prompt and its completion can have together.
+    """
+
+    def __init__(self, base: BaseModel, catalog: AdapterCatalog, settings: ServerSettings, *, max_length: int) -> None:
+        self.base = base
+        self._catalog = catalog
+        self._settings = settings
+        self._max_length = max_length
+
+    def prepare(self, ask: Ask) -> Prepared:
+        """Find the adapter, make the prompt, settle what the client left open. Raises what is wrong with it."""
+        adapter = None if self.is_base(ask.adapter_id) else self.adapter(ask.adapter_id, ask.adapter_source)
+        prompt = prompt_ids(self.base.tokenizer, ask.prompt, adapter)
+        num_prompt_tokens = len(prompt.ids)
+        if num_prompt_tokens == 0:
+            raise RequestInvalid("the prompt is empty", where="prompt")
+        return Prepared(prompt.ids, prompt.num_cut_tokens, self._sampling(ask, adapter, num_prompt_tokens), adapter)
+
+    def is_base(self, adapter_id: str) -> bool:
+        """Whether a model's name means the bare base model."""
+        return adapter_id in ("", self.base.name)
+
+    def adapters(self) -> list[StoredAdapter]:
+        """The adapters in the store that belong to this base; of those without a contract nobody knows."""
+        known = self._catalog.list()
+        return [a for a in known if a.contract is None or a.contract.base.digest == self.base.digest]
+
+    def adapter(self, adapter_id: str, source: str | None = None) -> StoredAdapter:
+        """Raises AdapterNotFound."""
+        try:
+            return self._catalog.resolve(adapter_id, source)
+        except UsageError as error:  # no name that an adapter could have, so there is none
+            raise AdapterNotFound(error.what, mend=error.mend) from error
+
+    def _sampling(self, ask: Ask, adapter: StoredAdapter | None, num_prompt_tokens: int) -> SamplingParams:
+        contract = adapter.contract if adapter else None
+        default_max, default_temperature = ask.default_max_new_tokens, ask.default_temperature
+        default_stop: tuple[str, ...] = ()
+        if contract is not None:
+            default_max = contract.generation.max_new_tokens
+            default_temperature = contract.generation.temperature
+            default_stop = contract.generation.stop
+        self._check_stop(ask.stop)
+        return SamplingParams(
+            max_new_tokens=self._max_new_tokens(ask.max_new_tokens, default_max, num_prompt_tokens),
+            temperature=default_temperature if ask.temperature is None else ask.temperature,
+            top_p=1.0 if ask.top_p is None else ask.top_p,
+            top_k=ask.top_k or 0,
+            seed=ask.seed,
+            stop=ask.stop or default_stop,
+            ignore_eos=ask.ignore_eos,
+            logprobs=ask.num_alternatives,
+        )
+
+    def _max_new_tokens(self, wanted: int | None, default: int | None, num_prompt_tokens: int) -> int:
+        """A default gives way to the room that is left; what a client asks for fits or is refused."""
+        room = self._max_length - num_prompt_tokens
+        if room < 1 or (wanted is not None and wanted > room):
+            answer = "" if wanted is None else f" and {wanted} new ones"
+            raise PromptTooLongError(
+                f"{num_prompt_tokens} prompt tokens{answer} do not fit in {self._max_length} tokens",
+                where="prompt",
+                mend="shorten the prompt" if room < 1 else f"shorten the prompt, or ask for at most {room} new tokens",
+            )
+        if wanted is not None:
+            return wanted
+        return room if default is None else min(default, room)
+
+    def _check_stop(self, stop: tuple[str, ...]) -> None:
+        limits = self._settings
+        if len(stop) > limits.max_stop_strings or any(len(text) > limits.max_stop_chars for text in stop):
+            raise RequestInvalid(
+                "there are too many stop strings, or one is too long",
+                where="stop",
+                mend=f"send at most {limits.max_stop_strings} of at most {limits.max_stop_chars} characters",
+            )

@@ -1,0 +1,77 @@
+"""From what a client sends to prompt ids: raw text, a conversation, or the columns of an adapter's own template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atoll.adapters.store import StoredAdapter
+from atoll.errors import RequestInvalid
+from atoll.text.prompt import PromptRenderer, encode_chat, encode_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+Message = Mapping[str, str]
+"""One message of a conversation: its `role` and its `content`."""
+
+Prompt = str | Mapping[str, str] | Sequence[Message]
+"""Text is taken as it is, a mapping fills the adapter's template, messages go through the base's chat template."""
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt as the engine takes it; `num_cut_tokens` of the adapter's longest input column did not fit."""
+
+    ids: tuple[int, ...]
+    num_cut_tokens: int = 0
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, adapter: StoredAdapter | None) -> PromptIds:
+    """Raises RequestInvalid for columns that the adapter's template does not have, Incompatible without a template."""
+    if isinstance(prompt, str):
+        return PromptIds(tuple(encode_text(tokenizer, prompt)))
+    if not isinstance(prompt, Mapping):
+        return PromptIds(tuple(encode_chat(tokenizer, prompt)))
+    renderer = column_renderer(tokenizer, adapter, prompt)
+    rendered = renderer.prompt(prompt)
+    return PromptIds(tuple(rendered.ids), rendered.num_cut_tokens)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, adapter: StoredAdapter | None) -> str:
+    """The prompt as a person reads it, without what a chat template adds."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Mapping):
+        return column_renderer(tokenizer, adapter, prompt).text(prompt)
+    return "\n".join(message["content"] for message in prompt)
+
+
+def column_renderer(
+    tokenizer: PreTrainedTokenizerBase, adapter: StoredAdapter | None, columns: Mapping[str, str]
+) -> PromptRenderer:
+    """The renderer of an adapter's contract, which the adapter was trained with. Raises RequestInvalid."""
+    contract = adapter.contract if adapter else None
+    if contract is None:
+        raise RequestInvalid(
+            f"{adapter.id if adapter else 'the base model'} has no template for columns",
+            where="columns",
+            mend="send the prompt as text",
+        )
+    needed = contract.prompt.columns
+    if wrong := [name for name in columns if name not in contract.input_columns]:
+        raise RequestInvalid(
+            f"the adapter has no input column {wrong[0]!r}",
+            where="columns",
+            mend=f"its columns are {', '.join(needed)}",
+        )
+    if missing := [name for name in needed if name not in columns]:
+        raise RequestInvalid(
+            f"the column {missing[0]!r} is missing", where="columns", mend=f"the columns are {', '.join(needed)}"
+        )
+    prompt = contract.prompt.model_copy(update={"chat_template": contract.chat})
+    return PromptRenderer(
+        tokenizer, prompt, contract.input_columns, contract.target_column, max_length=contract.max_length
+    )
