@@ -1,0 +1,151 @@
+"""Evaluating a fleet: its members' adapters from the store, the base they belong to, an engine with room for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll.adapters.contract import AdapterContract
+from atoll.adapters.peft_io import read_adapter
+from atoll.adapters.store import AdapterStore, StoredAdapter
+from atoll.config.explain import did_you_mean
+from atoll.config.fleet import FleetConfig, FleetMember
+from atoll.config.task import TaskConfig
+from atoll.engine import EngineConfig, build_engine
+from atoll.errors import AdapterNotFound, Incompatible, UsageError
+from atoll.evaluation.card import update_cards
+from atoll.evaluation.report import write_report
+from atoll.evaluation.results import Results
+from atoll.evaluation.run import NUM_EXAMPLES, Member, run_evaluation
+from atoll.model.cache import OnProgress
+from atoll.model.load import load_base
+from atoll.model.source import resolve_base
+from atoll.tasks.metrics import find_metric
+from atoll.tasks.task import find_task
+
+_MAX_SLOTS = 32
+# Sequences in one step: more of them read the weights less often, until the arithmetic is what takes the time.
+_CPU_LIMITS = EngineConfig(max_batch_tokens=512, max_num_requests=32)
+_CUDA_LIMITS = EngineConfig(max_batch_tokens=4096, max_num_requests=256)
+
+
+def evaluate_fleet(
+    config: FleetConfig,
+    *,
+    fleet_path: Path,
+    store: AdapterStore,
+    folder: Path,
+    adapter_ids: Sequence[str] = (),
+    data_root: Path | None = None,
+    limit: int | None = NUM_EXAMPLES,
+    seed: int = 0,
+    on_progress: OnProgress = lambda what, fraction: None,
+) -> Results:
+    """Evaluate the fleet's adapters, or those of `adapter_ids` (name or name@revision), and write all to `folder`.
+
+    The scores also go into the adapters' model cards. Raises AdapterNotFound for an adapter that is not tuned yet,
+    Incompatible for one of another base or task; in both cases before anything is loaded.
+    """
+    base_digest = resolve_base(config.base_model, on_progress).digest
+    members = [
+        _member(config, member, adapter_id, store, base_digest, fleet_path)
+        for member, adapter_id in _select(config, adapter_ids)
+    ]
+    max_rank = max(_rank(member.adapter) for member in members)
+    base = load_base(config.base_model, dtype=config.dtype, quantization=config.quantization, on_progress=on_progress)
+    limits = _CUDA_LIMITS if base.device.type == "cuda" else _CPU_LIMITS
+    engine = build_engine(base, num_slots=min(len(members), _MAX_SLOTS), max_rank=max_rank, config=limits)
+    try:
+        run_evaluation(
+            engine,
+            members,
+            folder,
+            fleet=fleet_path.stem,
+            data_root=data_root,
+            limit=limit,
+            seed=seed,
+            quantization=config.quantization,
+            on_progress=on_progress,
+        )
+    finally:
+        engine.close()
+    on_progress("scoring", None)
+    results = write_report(folder)
+    update_cards(store, results)
+    return results
+
+
+def _select(config: FleetConfig, adapter_ids: Sequence[str]) -> list[tuple[FleetMember, str]]:
+    """The wanted members with their adapter ids. Raises UsageError for a name that the fleet does not have."""
+    members = {member.name: member for member in config.members()}
+    selected: dict[str, str] = {}
+    for adapter_id in adapter_ids or members:
+        name = adapter_id.partition("@")[0]
+        if name not in members:
+            close = did_you_mean(name, members)
+            mend = f"did you mean {close}?" if close else f"its adapters are {', '.join(members)}"
+            raise UsageError(f"the fleet has no adapter {name!r}", where="--adapter", mend=mend)
+        if name in selected:
+            raise UsageError(f"the adapter {name!r} is named twice", where="--adapter", mend="name each adapter once")
+        selected[name] = adapter_id
+    return [(members[name], adapter_id) for name, adapter_id in selected.items()]
+
+
+def _member(
+    config: FleetConfig, member: FleetMember, adapter_id: str, store: AdapterStore, base_digest: str, fleet_path: Path
+) -> Member:
+    task = find_task(member.task_ref)
+    for metric in task.metrics:
+        find_metric(metric, where=member.task_ref)
+    mend = f"atoll tune {fleet_path}"
+    adapter = _resolve(store, member.name, adapter_id, mend)
+    contract = adapter.contract
+    if contract is None:
+        why = "it has no atoll.json, which says how its prompts are written"
+        raise Incompatible(f"{adapter.id} cannot be evaluated", where=str(adapter.folder), why=why, mend=mend)
+    if contract.base.digest != base_digest:
+        raise Incompatible(
+            f"{adapter.id} belongs to another base model",
+            where=str(fleet_path),
+            why=f"it was tuned on {contract.base.name} ({contract.base.digest[:19]}), "
+            f"the fleet's is {config.base_model} ({base_digest[:19]})",
+            mend=f"set `base_model: {contract.base.name}`, or tune it again: {mend}",
+        )
+    _check_task(adapter.id, contract, task, where=str(fleet_path), mend=mend)
+    return Member(adapter, contract, task, notes=_notes(config, contract, task))
+
+
+def _resolve(store: AdapterStore, name: str, adapter_id: str, mend: str) -> StoredAdapter:
+    if name not in store.names():
+        raise AdapterNotFound(f"the adapter {name!r} is not tuned yet", where=str(store.root), mend=mend)
+    return store.resolve(adapter_id)
+
+
+def _check_task(adapter_id: str, contract: AdapterContract, task: TaskConfig, *, where: str, mend: str) -> None:
+    """Raise Incompatible unless the task's rows still have what the adapter's prompt and target need."""
+    why = None
+    if contract.task != task.name:
+        why = f"it was tuned on the task {contract.task}, the fleet names {task.name}"
+    elif missing := [column for column in contract.prompt.columns if column not in task.input_columns]:
+        why = f"its prompt uses the column {missing[0]!r}, which is no input column of the task now"
+    elif contract.target_column != task.target_column:
+        why = f"it was tuned to answer with {contract.target_column!r}, the task's target is {task.target_column!r} now"
+    if why:
+        raise Incompatible(f"{adapter_id} belongs to another task", where=where, why=why, mend=mend)
+
+
+def _notes(config: FleetConfig, contract: AdapterContract, task: TaskConfig) -> tuple[str, ...]:
+    """What a reader of the scores must know of differences between tuning and now."""
+    notes = []
+    if contract.prompt != task.prompt:
+        notes.append("the task's prompt has changed since this adapter was tuned: the prompt it was tuned with is used")
+    bits = config.quantization.bits if config.quantization else None
+    if contract.base.quantization_bits != bits:
+        tuned, now = (f"{n} bits" if n else "full precision" for n in (contract.base.quantization_bits, bits))
+        notes.append(f"tuned over a base model in {tuned}, evaluated over one in {now}")
+    return tuple(notes)
+
+
+def _rank(adapter: StoredAdapter) -> int:
+    """The largest rank of an adapter; reading its files here finds a damaged one before anything is generated."""
+    return max(lora.a.shape[0] for lora in read_adapter(adapter.folder).modules.values())

@@ -1,0 +1,171 @@
+"""What an evaluation leaves on disk before anything is scored: the record of the run and every answer.
+
+    <folder>/raw/run.json                     RunRecord; written last, it names the digest of every other file
+    <folder>/raw/<member>/<contender>.jsonl   one Output a line, in the order of the examples
+
+Scores and reports are made from these files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from atoll.adapters.contract import TrainingRecord
+from atoll.config.task import PublishedScores
+from atoll.errors import DataError, NotFound
+from atoll.files import write_atomic
+
+BASE = "base"
+ADAPTER = "adapter"
+_MEND = "run `atoll eval` again"
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Part(BaseModel):
+    """A part of a file that Atoll writes and reads back: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Output(Part):
+    """One contender's answer to one example; `error` says why there is none.
+
+    prompt_digest: sha256 over the prompt's token ids, "" where no prompt could be made.
+    """
+
+    example_id: str
+    prompt_digest: str
+    prediction: str
+    reference: str
+    finish_reason: str | None
+    num_prompt_tokens: int
+    num_cut_tokens: int
+    num_new_tokens: int
+    error: str | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.error is not None
+
+
+class BaseRecord(Part):
+    """The base model as it was loaded."""
+
+    name: str
+    digest: str
+    num_params: int
+    dtype: str
+    device: str
+    quantization_bits: Literal[4, 8] | None = None
+
+
+class MemberRecord(Part):
+    """One adapter with the task it was evaluated on, and the digests of its files of answers by contender."""
+
+    name: str
+    adapter_id: str
+    adapter_digest: str
+    task: str
+    category: str
+    metrics: tuple[str, ...]
+    published: PublishedScores | None
+    split: str
+    data_digest: str
+    num_examples: int
+    max_length: int
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    training: TrainingRecord | None
+    notes: tuple[str, ...] = ()
+    output_digests: dict[str, str]
+
+
+class RunRecord(Part):
+    """Everything about a run that its answers do not say. Decoding is greedy."""
+
+    format_version: Literal[1] = 1
+    created: str
+    fleet: str
+    base: BaseRecord
+    limit: int | None
+    seed: int
+    members: tuple[MemberRecord, ...]
+    seconds: float
+    num_prompt_tokens: int
+    num_new_tokens: int
+    num_steps: int
+    cost_usd: float
+    price: str
+    max_batch_tokens: int
+    max_num_requests: int
+    versions: dict[str, str]
+
+
+def write_outputs(folder: Path, member: str, outputs: Mapping[str, Sequence[Output]]) -> dict[str, str]:
+    """Write one member's answers, by contender, and return the digests of the files."""
+    digests = {}
+    for contender, answers in outputs.items():
+        content = "".join(answer.model_dump_json() + "\n" for answer in answers).encode()
+        write_atomic(_output_path(folder, member, contender), content)
+        digests[contender] = _digest(content)
+    return digests
+
+
+def write_run(folder: Path, run: RunRecord) -> None:
+    """Write the record of a run whose answers are all on disk."""
+    write_atomic(_run_path(folder), run.model_dump_json(indent=2) + "\n")
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The record of a run. Raises NotFound, or DataError for a file that is damaged."""
+    path = _run_path(folder)
+    return _parse(RunRecord, _read(path), str(path))
+
+
+def read_outputs(folder: Path, member: MemberRecord) -> dict[str, list[Output]]:
+    """A member's answers by contender. Raises NotFound, or DataError for files that are not those of the run."""
+    outputs = {}
+    for contender, digest in member.output_digests.items():
+        path = _output_path(folder, member.name, contender)
+        content = _read(path)
+        if _digest(content) != digest:
+            why = "their digest is not the one in run.json: the file was changed, or a later run was interrupted"
+            raise DataError("these answers do not belong to the run", where=str(path), why=why, mend=_MEND)
+        lines = content.splitlines()
+        outputs[contender] = [_parse(Output, line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    return outputs
+
+
+def _run_path(folder: Path) -> Path:
+    return folder / "raw" / "run.json"
+
+
+def _output_path(folder: Path, member: str, contender: str) -> Path:
+    return folder / "raw" / member / f"{contender}.jsonl"
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFound("there are no results of an evaluation here", where=str(path), mend=_MEND) from None
+
+
+def _parse(model: type[_Model], content: bytes, where: str) -> _Model:
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        why = f"{place}: {first['msg']}" if place else first["msg"]
+        raise DataError("the file is damaged", where=where, why=why, mend=_MEND) from None
