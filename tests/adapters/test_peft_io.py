@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.adapters import save_random_adapter
-from support.tiny import make_model
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 from atoll.errors import AdapterInvalid
+from support.adapters import save_random_adapter
+from support.tiny import make_model
 
 MODEL = make_model()
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_random_adapter(tmp_path / "adapter", MODEL)
 
@@ -66,7 +66,7 @@ def test_numbers_out_of_range_are_refused(folder: Path, key: str, value: Any) ->
 @pytest.mark.parametrize("pattern", ["(a+)+$", ".*.*.*.*.*x", "(" * 40, "a" * 300])
 def test_patterns_that_could_stall_the_loader_are_refused(folder: Path, pattern: str) -> None:
     set_field(folder, "alpha_pattern", {pattern: 4})
-    with pytest.raises(AdapterInvalid, match="pattern|regular expression"):
+    with pytest.raises(AdapterInvalid, match=r"pattern|regular expression"):
         read_adapter(folder)
 
 

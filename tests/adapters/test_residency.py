@@ -6,14 +6,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.adapters import save_random_adapter
-from support.tiny import make_model
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.peft_io import WEIGHTS_NAME
 from atoll.adapters.residency import AdapterResidency
 from atoll.adapters.store import AdapterStore, StoredAdapter
 from atoll.errors import AdapterInvalid
+from support.adapters import save_random_adapter
+from support.tiny import make_model
 
 
 class Harness:
@@ -37,7 +37,7 @@ class Harness:
         return slot
 
 
-@pytest.fixture()
+@pytest.fixture
 def harness(tmp_path: Path) -> Harness:
     return Harness(tmp_path, num_slots=2)
 

@@ -11,18 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from support.adapters import save_random_adapter
-from support.tiny import make_model
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 from atoll.adapters.store import AdapterStore, adapter_digest
 from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
+from support.adapters import save_random_adapter
+from support.tiny import make_model
 
 MODEL = make_model()
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> AdapterStore:
     return AdapterStore(tmp_path / "store")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,27 +18,14 @@ from transformers import AutoModelForCausalLM
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.peft_io import AdapterWeights, read_adapter
 from atoll.adapters.store import StoredAdapter
-from atoll.engine import Engine, EngineConfig, ErrorEvent, Event, FinishEvent, Request, SamplingParams, TokenEvent
+from atoll.engine import Engine, ErrorEvent, Event, FinishEvent, Request, SamplingParams, TokenEvent
 from atoll.errors import AdapterInvalid, AtollError, ConfigError, RequestInvalid, UsageError
 from atoll.model.load import load_base
 from support.adapters import peft_logits, save_random_adapter
-from support.engines import ADAPTERS, World, greedy_request, make_prompt, make_world, one_torch_thread
+from support.engines import ADAPTERS, World, greedy_request, make_prompt
 from support.tiny import make_model
 
 PROMPT = make_prompt(0, 9)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_torch_thread():
-        yield make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def engine(world: World) -> Iterator[Engine]:
-    engine = world.engine(max_batch_tokens=32)
-    yield engine
-    engine.close()
 
 
 class Receiver:
@@ -397,49 +384,3 @@ def test_many_threads_submit_and_abort(world: World) -> None:
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks
     assert stats.num_finished == 32
-
-
-# generate
-
-
-@pytest.mark.parametrize("is_threaded", [False, True])
-def test_generate_reports_progress_and_keeps_the_order(world: World, engine: Engine, is_threaded: bool) -> None:
-    if is_threaded:
-        engine.start()
-    requests = [greedy_request(make_prompt(seed, 4), 1 + 3 * (seed % 3)) for seed in range(6)]
-    requests.insert(2, greedy_request((), 1))
-    progress: list[tuple[int, int]] = []
-    completions = engine.generate(requests, on_progress=lambda done, total: progress.append((done, total)))
-    assert [completion.request_id for completion in completions] == [request.request_id for request in requests]
-    assert isinstance(completions[2].error, RequestInvalid)
-    assert [len(completion.token_ids) for completion in completions] == [1, 4, 0, 7, 1, 4, 7]
-    assert progress == [(done, 7) for done in range(1, 8)]
-
-
-def test_generate_aborts_the_rest_when_it_is_interrupted(world: World, engine: Engine) -> None:
-    def interrupt(num_done: int, num_requests: int) -> None:
-        raise KeyboardInterrupt
-
-    requests = [greedy_request(PROMPT, 2), *(greedy_request(PROMPT, 300) for _ in range(3))]
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(requests, on_progress=interrupt)
-    (completion,) = engine.generate([greedy_request(PROMPT, 3)])
-    assert completion.token_ids == world.reference(None, PROMPT)[:3]
-    assert engine.stats().num_running == 0
-
-
-def test_generate_of_nothing(engine: Engine) -> None:
-    assert engine.generate([]) == []
-
-
-def test_the_same_id_twice_is_refused(engine: Engine) -> None:
-    request = greedy_request(PROMPT, 1)
-    with pytest.raises(RequestInvalid, match="same id"):
-        engine.generate([request, request])
-
-
-def test_the_cache_is_no_larger_than_all_requests_could_fill(world: World) -> None:
-    engine = world.engine(max_num_requests=2, max_length=100, block_size=16)
-    assert engine.stats().num_blocks == 2 * 7
-    assert engine.config == EngineConfig(max_num_requests=2, max_length=100, block_size=16)
-    engine.close()

@@ -20,7 +20,7 @@ from atoll.evaluation.fleet import evaluate_fleet
 from atoll.evaluation.outputs import ADAPTER, BASE, Output, read_outputs, read_run
 from atoll.evaluation.report import write_report
 from atoll.evaluation.results import Results
-from atoll.evaluation.run import Member, prompt_renderer, run_evaluation
+from atoll.evaluation.run import Member, run_evaluation
 from atoll.model.load import load_base
 from atoll.text.prompt import PromptRenderer
 from support.fleets import FleetOnDisk, make_fleet, write_rows
@@ -92,7 +92,7 @@ def test_each_answer_is_the_greedy_one_to_the_prompt_that_was_trained(
     trained = PromptRenderer(
         engine.base.tokenizer, item.task.prompt, item.task.input_columns, item.task.target_column, 64
     ).supervised(rows[0])
-    prompt = prompt_renderer(engine, item.contract).prompt(rows[0])
+    prompt = item.contract.renderer(engine.base.tokenizer).prompt(rows[0])
     assert prompt.ids == trained.ids[: trained.num_prompt_tokens]
     request = Request(prompt_ids=tuple(prompt.ids), sampling=SamplingParams(max_new_tokens=6), adapter=item.adapter)
     (alone,) = engine.generate([request])

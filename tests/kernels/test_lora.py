@@ -55,7 +55,10 @@ def test_gradients_equal_the_reference() -> None:
     slots = POPULARITY["zipf"]
     weights = {slot: LoraWeights(torch.randn(3, 24), torch.randn(40, 3), 0.5) for slot in range(3)}
     grads = []
-    for function in (lambda x, y: add_lora(x, y, segments_of(slots), weights), lambda x, y: by_row(x, y, slots, weights)):
+    for function in (
+        lambda x, y: add_lora(x, y, segments_of(slots), weights),
+        lambda x, y: by_row(x, y, slots, weights),
+    ):
         torch.manual_seed(1)
         x, y = torch.randn(12, 24, requires_grad=True), torch.randn(12, 40, requires_grad=True)
         leaves = [x, y, *(t.requires_grad_() for lora in weights.values() for t in (lora.a, lora.b))]

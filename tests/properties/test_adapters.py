@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.adapters import peft_logits, save_random_adapter
-from support.tiny import make_model
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.peft_io import read_adapter, write_adapter
 from atoll.adapters.routing import BASE_SLOT, Routing
 from atoll.config.fleet import LoraConfig
 from atoll.model.attention import PackedContext, attending
+from support.adapters import peft_logits, save_random_adapter
+from support.tiny import make_model
 
 TOLERANCE = 2e-5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny import make_model, make_tokenizer
 from torch import Tensor
 
 from atoll.config.fleet import LoraConfig, TrainerConfig
@@ -19,6 +19,7 @@ from atoll.training.checkpoint import latest_checkpoint, load_checkpoint
 from atoll.training.data import PassMixer, TokenizedExample, TokenizedSplit
 from atoll.training.optim import learning_rate_at
 from atoll.training.trainer import Progress, Trainer, TrainingJob
+from support.tiny import make_model, make_tokenizer
 
 # fp32 sums taken in another order: Adam divides by the root of tiny second moments, which magnifies it.
 TOLERANCE = 2e-4
@@ -30,7 +31,8 @@ def tiny_base(architecture: str = "llama") -> BaseModel:
     model.requires_grad_(False)
     return BaseModel(
         name="tiny", digest="sha256:0", folder=Path(), model=model, tokenizer=make_tokenizer(),
-        device=torch.device("cpu"), dtype=torch.float32, num_params=1, end_ids=frozenset({2}), max_length=512, kv_shapes=(),
+        device=torch.device("cpu"), dtype=torch.float32, num_params=1, end_ids=frozenset({2}), max_length=512,
+        kv_shapes=(),
     )  # fmt: skip
 
 
@@ -209,5 +211,5 @@ def test_the_schedule_warms_up_and_falls_to_zero() -> None:
     rates = [learning_rate_at(step, 100, config, 1.0) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == pytest.approx(1.0)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.001

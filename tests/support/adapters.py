@@ -13,7 +13,12 @@ from torch import Tensor, nn
 def save_random_adapter(folder: Path, model: nn.Module, *, seed: int = 0, scale: float = 0.2, **config: Any) -> Path:
     """Let PEFT write an adapter with random A and B (B is zero in a fresh one) for a copy of `model`."""
     torch.manual_seed(seed)
-    fields: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | config
+    fields: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    } | config
     peft_model = get_peft_model(_copy(model), LoraConfig(**fields))
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():

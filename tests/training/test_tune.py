@@ -43,7 +43,7 @@ output: OUTPUT
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def fleet(tmp_path: Path, tiny_base_folder: Path) -> Path:
     rng = random.Random(0)
     words = {"billing": ["invoice", "charge", "refund", "paid"], "shipping": ["parcel", "late", "box", "courier"]}
@@ -189,7 +189,7 @@ def test_bad_input_is_told_and_leaves_no_adapter(fleet: Path, file: str, old: st
 
 def test_an_empty_split_is_told(fleet: Path) -> None:
     (fleet.parent / "tickets.csv").write_text("text,team\n")
-    with pytest.raises(AtollError, match="no rows|empty"):
+    with pytest.raises(AtollError, match=r"no rows|empty"):
         tune(fleet)
 
 

@@ -50,9 +50,7 @@ class AdapterBank:
     the base model's own where None. The model is changed in place; rows of slot -1 see the bare base model.
     """
 
-    def __init__(
-        self, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype | None = None) -> None:
         self.num_slots = num_slots
         self.max_rank = max_rank
         self.dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -138,9 +136,7 @@ def _inject(model: nn.Module, scope: RoutingScope) -> dict[str, MultiLoRALinear]
     """Replace every linear layer except the output head, as PEFT's "all-linear" does."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     targets = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
     ]
     layers = {}
     for layer_id, (name, module) in enumerate(targets):

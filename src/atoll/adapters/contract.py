@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from atoll.config.task import GenerationConfig, PromptConfig
 from atoll.errors import AdapterInvalid
+from atoll.text.prompt import PromptRenderer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONTRACT_NAME = "atoll.json"
 MAX_CONTRACT_BYTES = 1 << 20
@@ -67,6 +71,11 @@ class AdapterContract(_Part):
     generation: GenerationConfig
     metrics: tuple[str, ...] = ()
     training: TrainingRecord | None = None
+
+    def renderer(self, tokenizer: PreTrainedTokenizerBase) -> PromptRenderer:
+        """The renderer that the adapter was trained with; serving and evaluation use no other."""
+        prompt = self.prompt.model_copy(update={"chat_template": self.chat})
+        return PromptRenderer(tokenizer, prompt, self.input_columns, self.target_column, self.max_length)
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

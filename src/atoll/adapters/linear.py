@@ -60,7 +60,9 @@ class MultiLoRALinear(nn.Module):
         out = y.view(-1, y.shape[-1])
         return add_lora(rows, out, active.routing.segments, self.weights, active.dropout(self.layer_id)).view(y.shape)
 
-    def slot_views(self, slot: int, rank: int, num_slots: int, max_rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def slot_views(
+        self, slot: int, rank: int, num_slots: int, max_rank: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """The views a [rank, in_features] and b [out_features, rank] of one slot, allocating the slabs if need be."""
         if self._slabs is None:
             device = self.base.weight.device

@@ -31,12 +31,39 @@ PREFIX = "base_model.model."
 
 # Fields that say how the adapter was made or is described, not what it computes.
 DESCRIPTIVE = frozenset(
-    "auto_mapping base_model_name_or_path corda_config eva_config inference_mode lora_dropout lora_ga_config "
-    "megatron_core peft_version qalora_group_size revision runtime_config task_type ensure_weight_tying".split()
+    [
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+        "ensure_weight_tying",
+    ]
 )
 IMPLEMENTED = frozenset(
-    "alpha_pattern bias exclude_modules fan_in_fan_out init_lora_weights layers_pattern layers_to_transform lora_alpha "
-    "peft_type r rank_pattern target_modules use_rslora".split()
+    [
+        "alpha_pattern",
+        "bias",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "target_modules",
+        "use_rslora",
+    ]
 )
 # These initialisations move part of the base weights into the adapter: without the changed base it computes nonsense.
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")

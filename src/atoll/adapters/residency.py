@@ -13,7 +13,6 @@ from atoll.adapters.peft_io import AdapterWeights, read_adapter
 from atoll.adapters.store import StoredAdapter
 from atoll.errors import AdapterInvalid, AtollError
 
-
 ABANDONED_AFTER_S = 10.0
 
 

@@ -31,6 +31,7 @@ from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
 from atoll.files import fsync_dir, write_atomic
 
 CARD_NAME = "README.md"
+Revisions = list[dict[str, Any]]
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, CONTRACT_NAME)
 """The files that decide what an adapter answers; its digest covers them, and not the model card."""
 
@@ -142,10 +143,10 @@ class AdapterStore:
     def _name_path(self, name: str) -> Path:
         return self.root / "names" / f"{name}.json"
 
-    def _revisions(self, name: str) -> list[dict[str, Any]]:
+    def _revisions(self, name: str) -> Revisions:
         path = self._name_path(name)
         try:
-            revisions: list[dict[str, Any]] = json.loads(path.read_bytes())["revisions"]
+            revisions: Revisions = json.loads(path.read_bytes())["revisions"]
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError) as error:

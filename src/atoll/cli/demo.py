@@ -19,7 +19,9 @@ REQUEST_TIMEOUT_S = 60
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the fleet file, the run and the adapters.")] = Path("demo-out"),
+    output: Annotated[Path, typer.Option(help="Folder for the fleet file, the run and the adapters.")] = Path(
+        "demo-out"
+    ),
     limit: Annotated[int, typer.Option(min=1, help="Test examples of each task.")] = 100,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to serve on; 0 takes a free one.")] = 0,
 ) -> None:

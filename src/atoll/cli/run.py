@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -67,15 +67,13 @@ def run(
     base = load_base_for([stored] if stored else [], base_model, dtype)
     if isinstance(prompt, str) and stored is None and not raw and base.tokenizer.chat_template:
         prompt = [{"role": "user", "content": prompt}]
-    ask = Ask(
-        prompt=prompt,
-        adapter_id=adapter_id,
-        adapter_source=source,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        default_temperature=0.0,
-    )
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "default_temperature": 0.0,
+    }
+    ask = Ask(prompt=prompt, adapter_id=adapter_id, adapter_source=source, **options)
     finish = _answer(base, catalog, ask, show=not as_json)
     print(json.dumps(_as_json(stored, finish), ensure_ascii=False) if as_json else "")
 

@@ -111,8 +111,9 @@ def describe(event: dict[str, Any]) -> str | None:
             return f"base model {event['name']}: {event['num_params'] / 1e6:.0f}M parameters, {event['digest'][:19]}"
         case "data":
             return (
-                f"{event['adapter']}: {event['num_examples']} examples of {event['task']}, {event['num_tokens']} tokens, "
-                f"{event['num_validation']} for validation; length limit {event['max_length']}, {event['num_cut']} cut"
+                f"{event['adapter']}: {event['num_examples']} examples of {event['task']} "
+                f"({event['num_tokens']} tokens), {event['num_validation']} for validation; "
+                f"length limit {event['max_length']}, {event['num_cut']} cut"
             )
         case "plan":
             return f"{event['adapter']}: {event['total_steps']} steps, peak rate {event['learning_rate']:.2g}"
@@ -126,9 +127,7 @@ def describe(event: dict[str, Any]) -> str | None:
 
 
 def _numbers(event: dict[str, Any]) -> str:
-    loss, validation = (
-        "-" if event[key] is None else f"{event[key]:.3f}" for key in ("step_loss", "validation_loss")
-    )
+    loss, validation = ("-" if event[key] is None else f"{event[key]:.3f}" for key in ("step_loss", "validation_loss"))
     return f"loss {loss}  validation {validation}"
 
 
@@ -199,6 +198,4 @@ class _Bars:
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, total=event["total_steps"], numbers="")
         completed = event["total_steps"] if event["finished"] else event["step"]
-        self._progress.update(
-            self._bars[name], completed=completed, numbers=f"{_numbers(event)}  {speed:.0f} tokens/s"
-        )
+        self._progress.update(self._bars[name], completed=completed, numbers=f"{_numbers(event)}  {speed:.0f} tokens/s")

@@ -124,20 +124,12 @@ def run_evaluation(
     return run
 
 
-def prompt_renderer(engine: Engine, contract: AdapterContract) -> PromptRenderer:
-    """The renderer that the adapter was trained with."""
-    prompt = contract.prompt.model_copy(update={"chat_template": contract.chat})
-    return PromptRenderer(
-        engine.base.tokenizer, prompt, contract.input_columns, contract.target_column, contract.max_length
-    )
-
-
 def _prepare(
     engine: Engine, member: Member, data_root: Path | None, limit: int | None, seed: int, on_progress: OnProgress
 ) -> _Prepared:
     on_progress(f"reading {member.task.name}", None)
     examples = load_split(member.task, SPLIT, data_root=data_root, limit=limit, seed=seed)
-    renderer = prompt_renderer(engine, member.contract)
+    renderer = member.contract.renderer(engine.base.tokenizer)
     asked = [_ask(example, member, renderer, engine.max_length) for example in examples]
     return _Prepared(member, data_digest(examples), asked)
 

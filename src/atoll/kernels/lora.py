@@ -50,7 +50,7 @@ def add_lora(
     # Split, not slices: the backward of a slice fills a zero tensor as large as the whole batch.
     lengths = [stop - start for _, start, stop in segments]
     parts = []
-    for (slot, _, _), inputs, rows in zip(segments, x.split(lengths), y.split(lengths), strict=True):
+    for (slot, _, _), inputs, rows in zip(segments, torch.split(x, lengths), torch.split(y, lengths), strict=True):
         lora = weights.get(slot)
         if lora is None:
             parts.append(rows)

@@ -71,7 +71,4 @@ def column_renderer(
         raise RequestInvalid(
             f"the column {missing[0]!r} is missing", where="columns", mend=f"the columns are {', '.join(needed)}"
         )
-    prompt = contract.prompt.model_copy(update={"chat_template": contract.chat})
-    return PromptRenderer(
-        tokenizer, prompt, contract.input_columns, contract.target_column, max_length=contract.max_length
-    )
+    return contract.renderer(tokenizer)

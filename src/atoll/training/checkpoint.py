@@ -26,7 +26,9 @@ from atoll.files import fsync_dir, write_atomic
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def save_checkpoint(run: Path, num_passes: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def save_checkpoint(
+    run: Path, num_passes: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
     """state: JSON values. tensors: adapter name -> its tensors."""
     target = run / f"checkpoint-{num_passes}"
     if target.exists():

@@ -80,11 +80,9 @@ def train_pass(
     """
     with bank.routed(packed.routing, dropouts), attending(PackedContext(packed.query_start)):
         losses = _token_losses(model, packed)
-        parts = losses.split([count for _, count in packed.num_targets])
-        total = sum(
-            part.sum() / denominators[slot] for part, (slot, _) in zip(parts, packed.num_targets, strict=True)
-        )
-        total.backward()  # type: ignore[union-attr]
+        parts = torch.split(losses, [count for _, count in packed.num_targets])
+        scaled = [part.sum() / denominators[slot] for part, (slot, _) in zip(parts, packed.num_targets, strict=True)]
+        torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
     return _sums(parts, packed)
 
 
@@ -93,7 +91,7 @@ def validation_pass(model: Any, bank: AdapterBank, packed: PackedPass) -> dict[i
     """Slot -> summed token loss in nats, without gradients."""
     with bank.routed(packed.routing), attending(PackedContext(packed.query_start)):
         losses = _token_losses(model, packed)
-    return _sums(losses.split([count for _, count in packed.num_targets]), packed)
+    return _sums(torch.split(losses, [count for _, count in packed.num_targets]), packed)
 
 
 def _token_losses(model: Any, packed: PackedPass) -> Tensor:

@@ -14,7 +14,7 @@ from atoll.kernels.lora import LoraWeights
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainerConfig, peak: float) -> float:
-    """The rate of one step (counted from 0): a linear warm-up, then the configured decay, which would reach 0 at the end."""
+    """The rate of one step (counted from 0): a linear warm-up, then the configured decay towards 0."""
     warmup = math.ceil(config.warmup_fraction * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -31,7 +31,9 @@ def learning_rate_at(step: int, total_steps: int, config: TrainerConfig, peak: f
 class AdapterOptimizer:
     """torch's AdamW with the adapter's own rate and gradient norm. Its state can be flattened and restored exactly."""
 
-    def __init__(self, weights: Mapping[str, LoraWeights], config: TrainerConfig, *, peak: float, total_steps: int) -> None:
+    def __init__(
+        self, weights: Mapping[str, LoraWeights], config: TrainerConfig, *, peak: float, total_steps: int
+    ) -> None:
         self.parameters = trainable_tensors(weights)
         self._names = [f"{name}.{side}" for name in weights for side in "ab"]
         self._config = config

@@ -223,9 +223,7 @@ class Trainer:
         queues = {run.job.name: [len(run.job.train.examples[i].ids) for i in run.pending] for run in active}
         taken = self._mixer.take(queues)
         chosen = [run for run in active if run.job.name in taken]
-        groups = {
-            run.slot: [run.job.train.examples[i] for i in run.pending[: taken[run.job.name]]] for run in chosen
-        }
+        groups = {run.slot: [run.job.train.examples[i] for i in run.pending[: taken[run.job.name]]] for run in chosen}
         packed = pack(groups, self._base.device)
         denominators = {run.slot: run.step_targets for run in chosen}
         sums = train_pass(self._base.model, self.bank, packed, denominators, self._dropouts(chosen))

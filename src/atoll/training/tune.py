@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import atoll
 from atoll.adapters.contract import CONTRACT_NAME, AdapterContract, BaseRef, TrainingRecord
 from atoll.adapters.peft_io import CONFIG_NAME, write_adapter
@@ -99,7 +101,7 @@ class TuneRun:
         write_atomic(self._run_folder / "run.json", json.dumps({"fingerprint": fingerprint}) + "\n")
         if self._stop_requested:
             trainer.request_stop()
-        price = hourly_price(device=base.device.type)
+        price = _price(base.device)
         if not trainer.train():
             return TuneResult(False, (), self._run_folder, trainer.seconds, cost_usd(trainer.seconds, price))
         trainer.finish()
@@ -190,9 +192,7 @@ class TuneRun:
         self, base: BaseModel, trainer: Trainer, run: AdapterRun, item: Prepared, price: MachinePrice
     ) -> StoredAdapter:
         folder = self._run_folder / "adapters" / run.job.name
-        write_adapter(
-            folder, run.weights, run.job.adapter, base_model=base.name, all_layers=list(trainer.bank.layers)
-        )
+        write_adapter(folder, run.weights, run.job.adapter, base_model=base.name, all_layers=list(trainer.bank.layers))
         contract = _contract(self._fleet, base, trainer, run, item, price)
         write_atomic(folder / CONTRACT_NAME, contract.to_json())
         lora = json.loads((folder / CONFIG_NAME).read_bytes())
@@ -210,6 +210,11 @@ class TuneRun:
             }
         )
         return stored
+
+
+def _price(device: torch.device) -> MachinePrice:
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return hourly_price(machine, device=device.type)
 
 
 def _rows(examples: Sequence[Example]) -> list[Mapping[str, str]]:
@@ -249,7 +254,9 @@ def _contract(
     return AdapterContract(
         name=run.job.name,
         base=BaseRef(
-            name=base.name, digest=base.digest, quantization_bits=fleet.quantization and fleet.quantization.bits
+            name=base.name,
+            digest=base.digest,
+            quantization_bits=fleet.quantization.bits if fleet.quantization else None,
         ),
         task=task.name,
         description=task.description,
