@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from support.engines import World, make_world

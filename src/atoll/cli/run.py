@@ -40,9 +40,7 @@ def run(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of the answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes a sampled answer repeatable.")] = None,
-    store: Annotated[
-        Path | None, typer.Option(envvar="ATOLL_STORE", help="The folder that holds the adapters.")
-    ] = None,
+    store: Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="Where the adapters are.")] = None,
     base_model: Annotated[
         str | None, typer.Option(help="Hub id, folder, .gguf file or alias; the adapter's own unless given.")
     ] = None,
