@@ -52,7 +52,9 @@ def main() -> int:
     adapters = AdapterStore(options.store).list()
     for adapter in adapters:
         contract = adapter.contract
-        assert contract is not None
+        if contract is None:
+            parser.error(f"{adapter.id} was not made by Atoll: it has no prompt template")
+        base_name = contract.base.name
         rows = load_split(find_task(contract.task), "test", data_root=options.data_root, limit=options.num_examples)
         for example in rows:
             inputs = {column: example.row[column] for column in contract.input_columns}
@@ -60,9 +62,9 @@ def main() -> int:
     with ThreadPoolExecutor(len(asked)) as pool:
         served = list(pool.map(lambda item: ask(options.address, item), asked[::-1]))[::-1]
 
-    first = adapters[0].contract
-    assert first is not None
-    folder = resolve_base(first.base.name).folder
+    if not adapters:
+        parser.error(f"there is no adapter in {options.store}")
+    folder = resolve_base(base_name).folder
     tokenizer = load_tokenizer(folder)
     num_different = 0
     for adapter in adapters:

@@ -80,10 +80,6 @@ class AdapterWeights:
     def max_rank(self) -> int:
         return max(lora.a.shape[0] for lora in self.modules.values())
 
-    @property
-    def num_params(self) -> int:
-        return sum(lora.a.numel() + lora.b.numel() for lora in self.modules.values())
-
 
 def read_adapter(folder: Path) -> AdapterWeights:
     """Read and check a PEFT folder. Raises AdapterInvalid that names the field, the tensor or the file at fault."""

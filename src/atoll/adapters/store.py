@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from atoll.adapters.contract import CONTRACT_NAME, AdapterContract, read_contract
 from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 from atoll.config.base import NAME_PATTERN
+from atoll.config.explain import did_you_mean
 from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
 from atoll.files import fsync_dir, write_atomic
 
@@ -109,11 +109,11 @@ class AdapterStore:
         check_name(name)
         revisions = self._revisions(name)
         if not revisions:
-            close = get_close_matches(name, self.names(), n=1)
+            close = did_you_mean(name, self.names())
             raise AdapterNotFound(
                 f"no adapter {name!r} in the store",
                 where=str(self.root),
-                mend=f"did you mean {close[0]!r}?" if close else "see `atoll ls`, or make one with `atoll tune`",
+                mend=f"did you mean {close}?" if close else "see `atoll ls`, or make one with `atoll tune`",
             )
         if not wanted:
             return self._stored(name, revisions[-1])

@@ -148,4 +148,4 @@ def _notes(config: FleetConfig, contract: AdapterContract, task: TaskConfig) -> 
 
 def _rank(adapter: StoredAdapter) -> int:
     """The largest rank of an adapter; reading its files here finds a damaged one before anything is generated."""
-    return max(lora.a.shape[0] for lora in read_adapter(adapter.folder).modules.values())
+    return read_adapter(adapter.folder).max_rank
