@@ -43,7 +43,7 @@ def test_revisions_count_up_and_the_same_content_is_kept_once(store: AdapterStor
 
 def test_what_is_not_there_is_told_with_a_hint(store: AdapterStore, tmp_path: Path) -> None:
     store.publish("sentiment", save_random_adapter(tmp_path / "a", MODEL))
-    with pytest.raises(AdapterNotFound, match="did you mean sentiment"):
+    with pytest.raises(AdapterNotFound, match="did you mean 'sentiment'"):
         store.resolve("sentimnt")
     with pytest.raises(AdapterNotFound, match="it has 1"):
         store.resolve("sentiment@7")

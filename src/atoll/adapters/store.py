@@ -113,7 +113,7 @@ class AdapterStore:
             raise AdapterNotFound(
                 f"no adapter {name!r} in the store",
                 where=str(self.root),
-                mend=f"did you mean {close}?" if close else "see `atoll ls`, or make one with `atoll tune`",
+                mend=f"did you mean {close!r}?" if close else "see `atoll ls`, or make one with `atoll tune`",
             )
         if not wanted:
             return self._stored(name, revisions[-1])
