@@ -6,14 +6,16 @@
 
 export TORCH_INDEX PYTHON
 
-.PHONY: help setup demo test check bench lock
+BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-gpu
+.PHONY: help setup demo test nightly check bench lock $(BENCHES) bench-soak
 
 help:
 	@echo "make setup   make .venv with the atoll command"
 	@echo "make demo    tune, evaluate and serve three specialists (about ten minutes on two cores)"
 	@echo "make test    run all tests"
+	@echo "make nightly the tests under load at full size (five minutes), then half an hour of load"
 	@echo "make check   format, lint, types, floors and the fast tests"
-	@echo "make bench   measure"
+	@echo "make bench   measure everything (hours; bench/README.md says what); make bench-serve measures one part"
 	@echo "make lock    pin the dependencies of pyproject.toml in requirements.lock"
 
 setup:
@@ -23,13 +25,23 @@ demo: setup
 	@.venv/bin/atoll demo
 
 test: setup
+	@scripts/setup --tests
 	.venv/bin/python -m pytest
+
+nightly: setup
+	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest tests/load tests/properties/test_peft_equal.py
+	@$(MAKE) bench-soak
 
 check: setup
 	@scripts/check
 
-bench: setup
-	.venv/bin/python bench/layer.py
+bench: setup $(BENCHES)
+
+$(BENCHES) bench-soak: bench-%: setup
+	.venv/bin/python bench/$*.py $(ARGS)
+
+# Two benches at once would measure each other.
+.NOTPARALLEL:
 
 lock: setup
 	@scripts/lock

@@ -14,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+# Read when Triton is first imported, which transformers does by the way.
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
+
 from support.tiny import save_tiny_base
 
 torch.set_num_threads(1)

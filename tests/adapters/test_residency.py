@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from atoll.adapters.bank import AdapterBank
-from atoll.adapters.peft_io import WEIGHTS_NAME
-from atoll.adapters.residency import AdapterResidency
-from atoll.adapters.store import AdapterStore, StoredAdapter
-from atoll.errors import AdapterInvalid
-from support.adapters import save_random_adapter
-from support.tiny import make_model
-
-
-class Harness:
-    def __init__(self, tmp_path: Path, num_slots: int) -> None:
-        self.model = make_model()
-        self.bank = AdapterBank(self.model, num_slots=num_slots, max_rank=8)
-        self.loaded = threading.Event()
-        self.residency = AdapterResidency(self.bank, base_digest="sha256:0", on_loaded=self.loaded.set)
-        self.store = AdapterStore(tmp_path / "store")
-        self.tmp_path = tmp_path
-
-    def adapter(self, name: str, seed: int) -> StoredAdapter:
-        return self.store.publish(name, save_random_adapter(self.tmp_path / name, make_model(), seed=seed))
-
-    def acquire(self, adapter: StoredAdapter) -> int | None:
-        """Ask, wait for the read, ask again."""
-        self.loaded.clear()
-        slot = self.residency.acquire(adapter)
-        if slot is None and self.loaded.wait(5):
-            slot = self.residency.acquire(adapter)
-        return slot
+from atoll.adapters import residency as residency_module
+from atoll.adapters.contract import AdapterContract, BaseRef
+from atoll.adapters.peft_io import WEIGHTS_NAME, read_adapter
+from atoll.config.task import GenerationConfig, PromptConfig
+from atoll.errors import AdapterInvalid, Overloaded, UsageError
+from support.residency import LAYER, Harness
 
 
 @pytest.fixture
-def harness(tmp_path: Path) -> Harness:
-    return Harness(tmp_path, num_slots=2)
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    harness = Harness(tmp_path)
+    yield harness
+    harness.residency.close()
 
 
-def test_the_first_ask_never_blocks(harness: Harness) -> None:
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No file is read until it is set."""
+    event = threading.Event()
+
+    def slow_read(folder: Path, **options: Any) -> Any:
+        assert event.wait(10)
+        return read_adapter(folder, **options)
+
+    monkeypatch.setattr(residency_module, "read_adapter", slow_read)
+    return event
+
+
+def test_the_first_ask_never_blocks(harness: Harness, gate: threading.Event) -> None:
     adapter = harness.adapter("a", 1)
     assert harness.residency.acquire(adapter) is None
-    assert harness.loaded.wait(5)
-    assert harness.residency.acquire(adapter) in (0, 1)
+    assert harness.residency.acquire(adapter) is None
+    gate.set()
+    slot = harness.acquire(adapter)
+    assert slot is not None
+    assert torch.equal(harness.in_slot(slot), read_adapter(adapter.folder).modules[LAYER].a)
+    assert harness.residency.stats().num_reads == 1, "two asks are one load"
 
 
 def test_the_least_recently_used_idle_adapter_goes_first(harness: Harness) -> None:
@@ -60,27 +62,205 @@ def test_the_least_recently_used_idle_adapter_goes_first(harness: Harness) -> No
     harness.residency.release(a.digest)
     assert harness.acquire(c) == slot_b
     assert [adapter.name for adapter in harness.residency.loaded] == ["a", "c"]
-    assert harness.residency.num_evictions == 1
+    assert harness.residency.stats().num_slot_evictions == 1
 
 
 def test_an_adapter_in_use_is_never_evicted(harness: Harness) -> None:
     a, b, c = (harness.adapter(name, seed) for seed, name in enumerate("abc"))
-    harness.acquire(a)
+    slot = harness.acquire(a)
+    assert slot is not None
     harness.acquire(a)
     harness.acquire(b)
+    before = harness.in_slot(slot).clone()
     harness.residency.release(a.digest)  # one of two holds
+    harness.residency.prefetch(c)
     assert harness.acquire(c) is None
+    assert torch.equal(harness.in_slot(slot), before)
     harness.residency.release(a.digest)
-    assert harness.acquire(c) is not None
+    assert harness.acquire(c) == slot
+
+
+def test_what_comes_back_from_host_memory_needs_no_file(harness: Harness) -> None:
+    a, b, c = (harness.adapter(name, seed) for seed, name in enumerate("abc"))
+    for adapter in (a, b, c):
+        harness.use(adapter)
+    (a.folder / WEIGHTS_NAME).unlink()
+    slot = harness.acquire(a)
+    assert slot is not None
+    stats = harness.residency.stats()
+    assert (stats.num_reads, stats.num_host_hits, stats.num_loads, stats.num_slot_hits) == (3, 1, 4, 0)
+
+
+def test_what_is_used_in_its_slot_stays_in_host_memory(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, num_slots=2, host_bytes=3 * adapter_bytes(tmp_path))
+    a, b, c, d = (harness.adapter(name, seed) for seed, name in enumerate("abcd"))
+    for adapter in (a, b, a, c, d):
+        harness.use(adapter)
+    tiers = {place.adapter.name: place.tier for place in harness.residency.adapters()}
+    assert tiers == {"a": "host", "c": "device", "d": "device"}
+    harness.residency.close()
 
 
 def test_a_damaged_adapter_is_refused_and_the_slots_stay_whole(harness: Harness) -> None:
     good, bad = harness.adapter("good", 1), harness.adapter("bad", 2)
+    whole = (bad.folder / WEIGHTS_NAME).read_bytes()
     (bad.folder / WEIGHTS_NAME).write_bytes(b"broken")
     for _ in range(3):
         with pytest.raises(AdapterInvalid, match="damaged"):
             harness.acquire(bad)
     assert harness.acquire(good) is not None
-    harness.residency.release(good.digest)
-    assert harness.acquire(harness.adapter("c", 3)) is not None
-    assert harness.acquire(harness.adapter("d", 4)) is not None
+    (bad.folder / WEIGHTS_NAME).write_bytes(whole)
+    assert harness.acquire(bad) is not None, "repaired, and asked for again"
+    assert harness.residency.stats().num_failures == 3
+
+
+def test_a_copy_that_fails_gives_its_slot_back(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = harness.adapter("a", 1), harness.adapter("b", 2)
+
+    def fail(slot: int, adapter: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.bank, "stage", fail)
+        for _ in range(3):
+            with pytest.raises(AdapterInvalid, match="MemoryError"):
+                harness.acquire(a)
+    assert {harness.acquire(a), harness.acquire(b)} == {0, 1}
+
+
+def test_one_slow_adapter_does_not_hold_up_the_others(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, a, b = (harness.adapter(name, seed) for seed, name in enumerate(["slow", "a", "b"]))
+    gate = threading.Event()
+
+    def read(folder: Path, **options: Any) -> Any:
+        assert folder != slow.folder or gate.wait(10)
+        return read_adapter(folder, **options)
+
+    monkeypatch.setattr(residency_module, "read_adapter", read)
+    assert harness.residency.acquire(slow) is None
+    for adapter in (a, b):
+        while harness.residency.acquire(adapter) is None:
+            time.sleep(0.001)
+    gate.set()
+    harness.settle()
+
+
+def test_an_adapter_of_another_base_is_refused_without_reading_it(harness: Harness, gate: threading.Event) -> None:
+    contract = AdapterContract(
+        name="a",
+        base=BaseRef(name="other/base", digest="sha256:1"),
+        task="test",
+        prompt=PromptConfig(template="{text}"),
+        chat=False,
+        input_columns=("text",),
+        target_column="answer",
+        max_length=64,
+        generation=GenerationConfig(max_new_tokens=4),
+    )
+    with pytest.raises(AdapterInvalid, match="belongs to the base model 'other/base'"):
+        harness.acquire(replace(harness.adapter("a", 1), contract=contract))
+
+
+# Prefetch
+
+
+def test_a_prefetched_adapter_is_there_when_its_turn_comes(harness: Harness, gate: threading.Event) -> None:
+    adapter = harness.adapter("a", 1)
+    harness.residency.prefetch(adapter)
+    gate.set()
+    harness.settle()
+    assert harness.residency.loaded == [], "it is published when it is acquired"
+    assert harness.residency.acquire(adapter) is not None
+    assert harness.residency.stats().num_loads == 1
+
+
+def test_a_prefetch_takes_no_slot_from_those_who_wait(harness: Harness) -> None:
+    adapters = [harness.adapter(name, seed) for seed, name in enumerate("abcd")]
+    for adapter in adapters:
+        harness.residency.prefetch(adapter)
+        harness.settle()
+    assert [harness.residency.acquire(adapter) is not None for adapter in adapters] == [True, True, False, False]
+    for adapter in adapters[:2]:
+        harness.residency.release(adapter.digest)
+    for adapter in adapters[2:]:
+        assert harness.acquire(adapter) is not None
+    stats = harness.residency.stats()
+    assert (stats.num_reads, stats.num_loads, stats.num_host_hits) == (4, 4, 2)
+
+
+def test_a_request_whose_turn_it_is_takes_the_slot_of_one_that_went_away(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency_module, "KEEP_S", 60.0)
+    a, b, c = (harness.adapter(name, seed) for seed, name in enumerate("abc"))
+    for adapter in (a, b):
+        harness.residency.prefetch(adapter)
+        harness.settle()
+    assert harness.acquire(c) is None, "both may be acquired in this very step"
+    monkeypatch.setattr(residency_module, "KEEP_S", 0.0)
+    assert harness.acquire(c) is not None
+
+
+def test_prefetching_is_bounded_and_leaves_room_for_those_whose_turn_it_is(
+    harness: Harness, gate: threading.Event
+) -> None:
+    adapters = [harness.adapter(f"a{seed}", seed) for seed in range(residency_module.MAX_PREFETCHES + 3)]
+    for adapter in adapters:
+        harness.residency.prefetch(adapter)
+    assert harness.residency.stats().num_loading == residency_module.MAX_PREFETCHES
+    harness.residency.acquire(adapters[-1])
+    assert harness.residency.stats().num_loading == residency_module.MAX_PREFETCHES + 1
+    gate.set()
+
+
+def test_the_error_of_a_prefetch_reaches_the_request(harness: Harness) -> None:
+    bad = harness.adapter("bad", 1)
+    (bad.folder / WEIGHTS_NAME).write_bytes(b"broken")
+    harness.residency.prefetch(bad)
+    harness.settle()
+    harness.residency.prefetch(bad)  # a second request, before the first had its turn
+    harness.settle()
+    with pytest.raises(AdapterInvalid, match="damaged"):
+        harness.residency.acquire(bad)
+
+
+# Pinning
+
+
+def test_a_pinned_adapter_keeps_its_slot_and_its_place_in_host_memory(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, num_slots=2, host_bytes=2 * adapter_bytes(tmp_path))
+    pinned, *others = (harness.adapter(name, seed) for seed, name in enumerate("pabc"))
+    slot = harness.use(pinned)
+    harness.residency.pin(pinned.digest)
+    for adapter in others * 2:
+        assert harness.use(adapter) != slot
+    assert harness.residency.stats().num_host_evictions >= 4
+    places = {place.adapter.name: place for place in harness.residency.adapters()}
+    assert places["p"].tier == "device"
+    assert places["p"].is_pinned
+    with pytest.raises(UsageError, match="cannot be pinned"):
+        harness.residency.pin(others[0].digest)
+    harness.residency.unpin(pinned.digest)
+    assert harness.use(others[0]) == slot
+    harness.residency.close()
+
+
+def adapter_bytes(folder: Path) -> int:
+    """What one of the harness's adapters takes in host memory."""
+    harness = Harness(folder / "measure")
+    harness.use(harness.adapter("a", 0))
+    harness.residency.close()
+    return harness.residency.stats().host_bytes
+
+
+def test_an_adapter_that_can_never_fit_is_refused_by_name(tmp_path: Path) -> None:
+    size = adapter_bytes(tmp_path)
+    harness = Harness(tmp_path, num_slots=3, host_bytes=size - 1)
+    with pytest.raises(AdapterInvalid, match=f"has {size} bytes, host memory for adapters {size - 1}"):
+        harness.acquire(harness.adapter("a", 1))
+    harness = Harness(tmp_path / "2", num_slots=3, host_bytes=size)
+    pinned = harness.adapter("p", 2)
+    harness.use(pinned)
+    harness.residency.pin(pinned.digest)
+    with pytest.raises(Overloaded, match="pinned adapters fill the host memory"):
+        harness.acquire(harness.adapter("b", 3))

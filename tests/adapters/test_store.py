@@ -72,33 +72,41 @@ def test_a_damaged_list_of_revisions_is_told(store: AdapterStore, tmp_path: Path
         store.resolve("mood")
 
 
+# Importing takes seconds, so one process forks a publisher for each line that it reads.
 PUBLISH_FOREVER = """
-import sys
+import os, sys
 from pathlib import Path
 from atoll.adapters.store import AdapterStore
 store = AdapterStore(Path(sys.argv[1]))
-print("go", flush=True)
-while True:
-    for folder in sys.argv[2:]:
-        store.publish("mood", Path(folder))
+for _ in sys.stdin:
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
+        print("killed", flush=True)
+    while not pid:
+        for folder in sys.argv[2:]:
+            store.publish("mood", Path(folder))
 """
 
 
 def test_kill_while_publishing_never_leaves_a_torn_adapter(store: AdapterStore, tmp_path: Path) -> None:
     folders = [str(save_random_adapter(tmp_path / str(seed), MODEL, seed=seed)) for seed in range(2)]
-    for delay_s in (0.0, 0.013, 0.05, 0.021):
-        process = subprocess.Popen(
-            [sys.executable, "-c", PUBLISH_FOREVER, str(store.root), *folders], stdout=subprocess.PIPE
-        )
+    command = [sys.executable, "-c", PUBLISH_FOREVER, str(store.root), *folders]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline() == b"go\n"
-        time.sleep(delay_s)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        for adapter in store.list():
-            assert adapter_digest(adapter.folder) == adapter.digest
-            read_adapter(adapter.folder)
+        for delay_s in (0.0, 0.013, 0.3, 0.05, 0.021):
+            process.stdin.write("publish\n")
+            publisher = int(process.stdout.readline())
+            time.sleep(delay_s)
+            os.kill(publisher, signal.SIGKILL)
+            assert process.stdout.readline() == "killed\n"
+            for adapter in store.list():
+                assert adapter_digest(adapter.folder) == adapter.digest
+                read_adapter(adapter.folder)
+        process.stdin.close()
+    assert store.list(), "somebody published in all that time"
     assert store.publish("mood", Path(folders[0])).digest == adapter_digest(Path(folders[0]))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.peft_io import AdapterWeights, read_adapter
-from atoll.adapters.store import StoredAdapter
+from atoll.adapters.store import StoredAdapter, adapter_digest
 from atoll.engine import Engine, ErrorEvent, Event, FinishEvent, Request, SamplingParams, TokenEvent
 from atoll.errors import AdapterInvalid, AtollError, ConfigError, RequestInvalid, UsageError
 from atoll.model.load import load_base
@@ -62,7 +63,7 @@ def copied(adapter: StoredAdapter, folder: Path, change: Callable[[Path], None])
     """A damaged copy of an adapter, under a digest of its own."""
     shutil.copytree(adapter.folder, folder)
     change(folder / "adapter_model.safetensors")
-    return replace(adapter, name=folder.name, digest=f"changed-{folder.name}", folder=folder)
+    return replace(adapter, name=folder.name, digest=adapter_digest(folder), folder=folder)
 
 
 def truncate(path: Path) -> None:
@@ -151,9 +152,9 @@ def test_a_resident_adapter_is_not_loaded_again(world: World, engine: Engine) ->
 def test_others_run_while_an_adapter_loads(world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     may_read = threading.Event()
 
-    def slow_read(folder: Path) -> AdapterWeights:
+    def slow_read(folder: Path, **options: Any) -> AdapterWeights:
         assert may_read.wait(30)
-        return read_adapter(folder)
+        return read_adapter(folder, **options)
 
     monkeypatch.setattr("atoll.adapters.residency.read_adapter", slow_read)
     engine.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +116,14 @@ def test_a_drawn_seed_is_reported_and_differs() -> None:
     assert all(seed is not None and 0 <= seed < 2**53 for seed in seeds)
     assert make_output(temperature=1.0, seed=7).finish().seed == 7
     assert make_output().finish().seed is None
+
+
+def test_penalties_follow_the_prompt_and_the_completion() -> None:
+    output = make_output(repetition_penalty=2.0, presence_penalty=1.0)
+    push_all(output, [7, 8])
+    logits = np.full(10, 4.0, np.float32)
+    penalties = output.next_draw.penalties
+    assert penalties is not None
+    penalties.apply(logits)
+    assert logits.tolist() == [4, 4, 4, 4, 4, 2, 4, 1, 1, 4]
+    assert make_output(temperature=1.0).next_draw.penalties is None

@@ -23,6 +23,18 @@ from atoll.errors import RequestInvalid
         ("top_p", 1.01),
         ("top_p", math.nan),
         ("top_k", -1),
+        ("typical_p", 0.0),
+        ("typical_p", math.nan),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
+        ("frequency_penalty", 2.1),
+        ("frequency_penalty", math.nan),
+        ("presence_penalty", -2.1),
+        ("logit_bias", ((3, 100.5),)),
+        ("logit_bias", ((3, math.nan),)),
+        ("logit_bias", ((-1, 1.0),)),
+        ("logit_bias", ((3, 1.0), (3, 2.0))),
+        ("logit_bias", tuple((token_id, 1.0) for token_id in range(301))),
         ("seed", -1),
         ("seed", 2**64),
         ("stop", ("end", "")),
@@ -44,3 +56,14 @@ def test_out_of_range(name: str, value: Any) -> None:
 def test_the_ends_of_every_range_are_allowed() -> None:
     SamplingParams(max_new_tokens=1, temperature=1e-9, top_p=1.0, top_k=0, seed=2**64 - 1, stop=("x" * 256,))
     SamplingParams(max_new_tokens=1, temperature=1e9, top_p=1e-9, top_k=10**9, seed=0, logprobs=20)
+    SamplingParams(max_new_tokens=1, typical_p=1.0, repetition_penalty=1e-9, frequency_penalty=2, presence_penalty=-2)
+    SamplingParams(max_new_tokens=1, logit_bias=tuple((token_id, -100.0) for token_id in range(300)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"repetition_penalty": 1.1}, {"frequency_penalty": -1}, {"presence_penalty": 1}, {"logit_bias": ((1, 0.5),)}],
+)
+def test_penalties_are_known_by_their_presence(fields: dict[str, Any]) -> None:
+    assert SamplingParams(max_new_tokens=1, **fields).has_penalties
+    assert not SamplingParams(max_new_tokens=1, temperature=1.0, typical_p=0.5).has_penalties

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.engine import SamplingParams
+from atoll.engine.penalties import Penalties
 from atoll.engine.sampler import Draw, sample, uniform
 
 GREEDY = SamplingParams(max_new_tokens=1)
@@ -71,14 +72,60 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
             assert choice.token_id == int(logits[0].argmax())
 
 
-def test_a_row_depends_on_itself_alone() -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(6, 100, generator=generator)
-    draws = [Draw(SamplingParams(max_new_tokens=1, temperature=0.5 + row, top_p=0.9), row, 3) for row in range(6)]
-    together = sample(logits, draws)
-    shuffled = [4, 2, 0, 5, 1, 3]
-    assert [sample(logits[row : row + 1], [draws[row]])[0] for row in range(6)] == together
-    assert sample(logits[shuffled], [draws[row] for row in shuffled]) == [together[row] for row in shuffled]
+PARAMS = st.builds(
+    SamplingParams,
+    max_new_tokens=st.just(1),
+    temperature=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 5]),
+    top_p=st.sampled_from([0.7, 1.0]),
+    typical_p=st.sampled_from([0.9, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    logprobs=st.sampled_from([0, 3]),
+)
+
+
+def make_draw(params: SamplingParams, seed: int, position: int) -> Draw:
+    penalties = Penalties(params, prompt_ids=range(seed % 9)) if params.has_penalties else None
+    return Draw(params, seed, position, penalties)
+
+
+@given(
+    draws=st.lists(st.builds(make_draw, PARAMS, st.integers(0, 2**64 - 1), st.integers(0, 99)), min_size=1, max_size=9),
+    seed=st.integers(0, 2**16),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_row_depends_on_itself_alone(draws: list[Draw], seed: int, dtype: torch.dtype, data: st.DataObject) -> None:
+    """To the bit, log-probabilities too, whatever stands beside it and wherever it stands."""
+    size = data.draw(st.sampled_from([9, 100, 1031]))
+    logits = (torch.randn(len(draws), size, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
+    together = sample(logits.clone(), draws)
+    alone = [sample(logits[row : row + 1].clone(), [draw])[0] for row, draw in enumerate(draws)]
+    assert together == alone
+    order = data.draw(st.permutations(range(len(draws))))
+    assert sample(logits[order], [draws[row] for row in order]) == [together[row] for row in order]
+
+
+@given(params=PARAMS, seed=st.integers(0, 2**16), size=st.sampled_from([9, 100, 20_000]))
+@settings(max_examples=40, deadline=None)
+def test_logprobs_are_those_of_log_softmax_in_float64(params: SamplingParams, seed: int, size: int) -> None:
+    logits = torch.randn(2, size, generator=torch.Generator().manual_seed(seed)) * (1 + seed % 9)
+    exact = logits.double().log_softmax(-1)
+    for row, choice in enumerate(sample(logits, [make_draw(params, seed, position) for position in range(2)])):
+        assert choice is not None
+        assert choice.logprob == pytest.approx(exact[row, choice.token_id].item(), abs=1e-5)
+        best = exact[row].topk(min(params.logprobs, size))
+        assert [logprob for _, logprob in choice.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_the_logits_stay_as_they_were() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    params = SamplingParams(max_new_tokens=1, repetition_penalty=2.0, logit_bias=((3, 100.0),))
+    sample(logits, [make_draw(params, row + 5, 0) for row in range(3)])
+    assert torch.equal(logits, before)
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(max_new_tokens=1, temperature=1.0, top_p=0.5, top_k=3)])

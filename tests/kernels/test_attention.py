@@ -107,20 +107,22 @@ def step(cache: KVCache, batch: list[tuple[Sequence, int]], window: int | None, 
 
 
 @OPTIONS
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "dtype"), [(0, torch.float32), (1, torch.float32), (2, torch.float64)])
 def test_paged_equals_whole_sequences_whatever_the_schedule(
-    window: int | None, softcap: float | None, seed: int
+    window: int | None, softcap: float | None, seed: int, dtype: torch.dtype
 ) -> None:
+    """In float32 requests with one new token take the device's kernel, in float64 the reference."""
     rng = random.Random(seed)
     shapes = [KVShape(KV_HEADS, KEY_DIM, VALUE_DIM)]
-    cache = KVCache.allocate(shapes, num_blocks=64, block_size=BLOCK_SIZE, dtype=torch.float32, device="cpu")
+    cache = KVCache.allocate(shapes, num_blocks=64, block_size=BLOCK_SIZE, dtype=dtype, device="cpu")
     for tensor in cache.keys + cache.values:
         tensor.fill_(float("nan"))  # what other requests have left must not be read, not even under a mask
     free = rng.sample(range(64), 64)
     sequences = []
     for i, length in enumerate([1, 2, 7, 16, 31, 50]):
         blocks = [free.pop() for _ in range(-(-length // BLOCK_SIZE))]
-        sequences.append(Sequence(draw(length, seed=100 * seed + i), blocks))
+        q, k, v = (tensor.to(dtype) for tensor in draw(length, seed=100 * seed + i))
+        sequences.append(Sequence((q, k, v), blocks))
     while waiting := [sequence for sequence in sequences if sequence.num_left]:
         chosen = rng.sample(waiting, rng.randint(1, len(waiting)))
         step(cache, [(s, min(rng.choice([1, 1, 3, 20]), s.num_left)) for s in chosen], window, softcap)

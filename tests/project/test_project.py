@@ -58,7 +58,9 @@ def test_the_lock_pins_everything_with_hashes_but_leaves_torch_to_the_machine(py
 
 
 def test_the_lock_has_all_that_is_declared(pyproject: dict[str, Any]) -> None:
-    locked = set(re.findall(r"^([a-z0-9-]+)==", text("requirements.lock"), flags=re.MULTILINE))
+    locked = set(
+        re.findall(r"^([a-z0-9-]+)==", text("requirements.lock") + text("requirements-test.lock"), flags=re.MULTILINE)
+    )
     assert {normal(name) for name in declared(pyproject)} - {"torch"} <= locked
 
 
@@ -139,6 +141,7 @@ def declared(pyproject: dict[str, Any]) -> list[str]:
         *project["dependencies"],
         *project["optional-dependencies"]["dev"],
         *pyproject["dependency-groups"]["clients"],
+        *pyproject["dependency-groups"]["interpreter"],
     ]
 
 

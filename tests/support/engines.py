@@ -17,6 +17,7 @@ from atoll.adapters.bank import AdapterBank
 from atoll.adapters.store import AdapterStore, StoredAdapter
 from atoll.engine import Engine, EngineConfig, Request, SamplingParams
 from atoll.kernels.kv import block_bytes
+from atoll.model.fuse import fuse
 from atoll.model.load import BaseModel, load_base
 from support.adapters import save_random_adapter
 from support.tiny import make_model, save_tiny_base
@@ -40,11 +41,12 @@ class World:
     banks: dict[int, tuple[BaseModel, AdapterBank]] = field(default_factory=dict)
     references: dict[tuple[str | None, tuple[int, ...]], tuple[int, ...]] = field(default_factory=dict)
 
-    def engine(self, *, num_slots: int = 4, num_blocks: int | None = None, **limits: int) -> Engine:
-        """An engine that has not been started; one model is kept for each number of slots, as a bank changes it."""
+    def engine(self, *, num_slots: int = 4, num_blocks: int | None = None, **limits: Any) -> Engine:
+        """An engine as build_engine makes it, not started; one model is kept for each number of slots."""
         if num_slots not in self.banks:
             base = load_base(str(self.base_folder), device="cpu", dtype="float32")
             self.banks[num_slots] = base, AdapterBank(base.model, num_slots=num_slots, max_rank=8)
+            fuse(base.model)
         base, bank = self.banks[num_slots]
         if num_blocks is not None:
             size = limits.setdefault("block_size", 16)

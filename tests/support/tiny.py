@@ -46,6 +46,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0},
     "smollm3": {},
     "olmo2": {},
+    "gpt_neox": {"num_key_value_heads": 4},
 }
 
 
@@ -75,7 +76,7 @@ def make_model(architecture: str = "llama", *, seed: int = 0, **overrides: Any) 
     fields = COMMON | ARCHITECTURES[architecture] | {"vocab_size": len(tokenizer)} | overrides
     config = AutoConfig.for_model(architecture, **fields)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -85,6 +86,7 @@ def make_model(architecture: str = "llama", *, seed: int = 0, **overrides: Any) 
 
 def save_tiny_base(folder: Path, architecture: str = "llama", *, seed: int = 0, chat: bool = True) -> Path:
     """Write a tiny base model with its tokenizer to `folder`, as a user's folder would look."""
-    make_model(architecture, seed=seed).save_pretrained(folder)
+    model: Any = make_model(architecture, seed=seed)
+    model.save_pretrained(folder)
     make_tokenizer(chat=chat).save_pretrained(folder)
     return folder

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,34 +13,14 @@ from torch import Tensor, nn
 from atoll.adapters.linear import MultiLoRALinear
 from atoll.adapters.peft_io import AdapterWeights
 from atoll.adapters.routing import Routing
+from atoll.adapters.scope import ActiveRouting, RoutingScope
 from atoll.adapters.selection import select_modules
 from atoll.config.fleet import LoraConfig
 from atoll.errors import AdapterInvalid
 from atoll.kernels.lora import Dropout, LoraWeights
 
-
-@dataclass(frozen=True)
-class ActiveRouting:
-    """The routing in force and, while training, each slot's dropout (its seed belongs to one pass of one adapter)."""
-
-    routing: Routing
-    dropouts: Mapping[int, Dropout]
-
-    def dropout(self, layer_id: int) -> dict[int, Dropout] | None:
-        """Each slot's dropout with a seed of its own for this layer."""
-        if not self.dropouts:
-            return None
-        return {
-            slot: Dropout(drop.probability, (drop.seed * 1_000_003 + layer_id) % 2**63)
-            for slot, drop in self.dropouts.items()
-        }
-
-
-@dataclass
-class RoutingScope:
-    """Holds the routing for the layers; owned by the bank alone."""
-
-    active: ActiveRouting | None = field(default=None)
+StagedAdapter = Mapping[str, LoraWeights]
+"""Module name -> the views of a slot that hold an adapter's weights."""
 
 
 class AdapterBank:
@@ -54,8 +34,15 @@ class AdapterBank:
         self.num_slots = num_slots
         self.max_rank = max_rank
         self.dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-        self._scope = RoutingScope()
+        self._scope = RoutingScope(num_slots, max_rank, self.dtype)
+        self._allocating = threading.Lock()
         self.layers = _inject(model, self._scope)
+
+    @property
+    def slot_bytes(self) -> int:
+        """What an adapter of the largest rank on every layer takes in a slot; smaller ones take less on a CPU."""
+        features = sum(layer.in_features + layer.out_features for layer in self.layers.values())
+        return self.max_rank * features * self.dtype.itemsize
 
     @contextmanager
     def routed(self, routing: Routing, dropouts: Mapping[int, Dropout] | None = None) -> Iterator[None]:
@@ -73,19 +60,32 @@ class AdapterBank:
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into a slot, replacing what was there. Raises AdapterInvalid if it does not fit the base."""
+        self.commit(slot, self.stage(slot, adapter))
+
+    def stage(self, slot: int, adapter: AdapterWeights) -> StagedAdapter:
+        """Copy an adapter into a slot that no running batch routes to; rows see it once it is committed.
+
+        Any thread may call it while others run batches. Raises AdapterInvalid if it does not fit the base.
+        """
         self.check(adapter)
-        self.clear(slot)
+        staged = {}
         for name, lora in adapter.modules.items():
-            layer = self.layers[name]
-            a, b = layer.slot_views(slot, lora.a.shape[0], self.num_slots, self.max_rank, self.dtype)
+            a, b = self._slot_views(name, slot, lora.a.shape[0])
             a.copy_(lora.a)
             b.copy_(lora.b)
-            layer.weights[slot] = LoraWeights(a, b, lora.scaling)
+            staged[name] = LoraWeights(a, b, lora.scaling)
+        return staged
+
+    def commit(self, slot: int, staged: StagedAdapter) -> None:
+        """Publish what `stage` copied into this slot; for the thread that runs the batches."""
+        self.clear(slot)
+        for name, lora in staged.items():
+            self.layers[name].publish(slot, lora)
 
     def clear(self, slot: int) -> None:
         """Take the adapter out of a slot; its rows then see the bare base model."""
         for layer in self.layers.values():
-            layer.weights.pop(slot, None)
+            layer.withdraw(slot)
 
     def create(self, slot: int, config: LoraConfig, *, seed: int) -> dict[str, LoraWeights]:
         """Start a trainable adapter in a slot and return its parameters by module name.
@@ -93,16 +93,15 @@ class AdapterBank:
         A is drawn as PEFT draws it (uniform within 1 / sqrt(in_features)), from a generator of this adapter's own, and
         B is zero, so that the adapter starts as the bare base model whatever else is in the bank.
         """
-        self.clear(slot)
         generator = torch.Generator().manual_seed(seed)
         created = {}
         for name in select_modules(self.layers, config.target_modules):
-            layer = self.layers[name]
-            a, b = layer.slot_views(slot, config.r, self.num_slots, self.max_rank, self.dtype)
-            bound = 1 / math.sqrt(layer.in_features)
+            a, b = self._slot_views(name, slot, config.r)
+            bound = 1 / math.sqrt(self.layers[name].in_features)
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
             b.zero_()
-            layer.weights[slot] = created[name] = LoraWeights(nn.Parameter(a), nn.Parameter(b), config.scaling)
+            created[name] = LoraWeights(nn.Parameter(a), nn.Parameter(b), config.scaling)
+        self.commit(slot, created)
         return created
 
     def check(self, adapter: AdapterWeights) -> None:
@@ -130,6 +129,10 @@ class AdapterBank:
                     where=adapter.where,
                     mend=f"start with --max-rank {lora.a.shape[0]}",
                 )
+
+    def _slot_views(self, name: str, slot: int, rank: int) -> tuple[Tensor, Tensor]:
+        with self._allocating:
+            return self.layers[name].slot_views(slot, rank)
 
 
 def _inject(model: nn.Module, scope: RoutingScope) -> dict[str, MultiLoRALinear]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 
 from atoll.adapters.contract import read_contract
-from atoll.adapters.peft_io import CONFIG_NAME
-from atoll.adapters.store import ADAPTER_FILES, AdapterStore, StoredAdapter, adapter_digest
-from atoll.errors import AdapterNotFound, UsageError
+from atoll.adapters.peft_io import CONFIG_NAME, MAX_BYTES, adapter_digest
+from atoll.adapters.store import AdapterStore, StoredAdapter
+from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
 
 MAX_ID_CHARS = 512
+# File systems count time in ticks: a file that is written again this soon may look unchanged.
+SETTLED_AFTER_NS = 2_000_000_000
+MAX_TRIES = 3
+
+_Stats = list[tuple[int, int, int, int]]
 
 
 class AdapterCatalog:
@@ -20,8 +26,7 @@ class AdapterCatalog:
     def __init__(self, store: AdapterStore, adapter_roots: Sequence[Path] = ()) -> None:
         self.store = store
         self._roots = [root.resolve() for root in adapter_roots]
-        self._digests: dict[tuple[Path, tuple[int, ...]], str] = {}
-        self._lock = Lock()
+        self._digests: dict[Path, tuple[_Stats, str]] = {}
 
     def resolve(self, adapter_id: str, source: str | None = None) -> StoredAdapter:
         """source None: a store name[@revision]. "local": a path below an adapter root, absolute or relative to one.
@@ -42,26 +47,45 @@ class AdapterCatalog:
 
     def _local(self, path: str) -> StoredAdapter:
         for root in self._roots:
-            folder = (root / path).resolve()
-            # Resolved first: neither `..` nor a link leads out of a root.
-            if folder.is_relative_to(root) and (folder / CONFIG_NAME).is_file() and _plain_files(folder, root):
-                return StoredAdapter(path, 0, self._digest(folder), folder, read_contract(folder))
+            if (folder := _find(root, path)) is not None:
+                return self._read(path, folder)
         raise AdapterNotFound(
             f"no adapter at {path!r} below the adapter roots",
             mend="start the server with --adapter-root DIR and give the path of a PEFT folder below it",
         )
 
-    def _digest(self, folder: Path) -> str:
-        """The folder's content digest; hashed again only when a file changed."""
-        stats = [(folder / name).stat() for name in ADAPTER_FILES if (folder / name).is_file()]
-        key = (folder, tuple(n for stat in stats for n in (stat.st_size, stat.st_mtime_ns, stat.st_ino)))
-        with self._lock:
-            if key not in self._digests:
-                self._digests = {k: v for k, v in self._digests.items() if k[0] != folder}
-                self._digests[key] = adapter_digest(folder)
-            return self._digests[key]
+    def _read(self, path: str, folder: Path) -> StoredAdapter:
+        """The adapter with a digest and a contract that belong together, though its files may be replaced meanwhile."""
+        for _ in range(MAX_TRIES):
+            with suppress(OSError):  # a file that was there a moment ago
+                stats = _stats(folder)
+                known_stats, digest = self._digests.get(folder, (None, ""))
+                if known_stats != stats:
+                    digest = adapter_digest(folder)
+                contract = read_contract(folder)
+                if stats and _stats(folder) == stats:
+                    if time.time_ns() - max(stats)[0] > SETTLED_AFTER_NS:
+                        self._digests[folder] = stats, digest
+                    return StoredAdapter(path, 0, digest, folder, contract)
+        raise AdapterInvalid("the adapter's files keep changing", where=path, mend="send the request again")
+
+
+def _stats(folder: Path) -> _Stats:
+    """What changes when one of the adapter's files does; the time of the last change, in nanoseconds, first."""
+    stats = [(folder / name).stat() for name in MAX_BYTES if (folder / name).is_file()]
+    return [(stat.st_ctime_ns, stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]
+
+
+def _find(root: Path, path: str) -> Path | None:
+    """The folder of an adapter if there is one below the root."""
+    with suppress(OSError, RuntimeError):  # a link that leads to itself, a name that is too long
+        # Resolved first: neither `..` nor a link leads out of a root.
+        folder = (root / path).resolve()
+        if folder.is_relative_to(root) and (folder / CONFIG_NAME).is_file() and _plain_files(folder, root):
+            return folder
+    return None
 
 
 def _plain_files(folder: Path, root: Path) -> bool:
     """Whether the adapter's files themselves stay below the root: a link inside the folder may point elsewhere."""
-    return all((folder / name).resolve().is_relative_to(root) for name in ADAPTER_FILES)
+    return all((folder / name).resolve().is_relative_to(root) for name in MAX_BYTES)

@@ -5,19 +5,22 @@ Whatever changes what an adapter computes is either implemented or refused by na
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from atoll.adapters.selection import check_pattern, ends_with, pattern_value
+from atoll.adapters.contract import CONTRACT_NAME, MAX_CONTRACT_BYTES
+from atoll.adapters.peft_config import config_rank, config_scaling, is_selected, parse_config
+from atoll.adapters.selection import ends_with
+from atoll.adapters.tensor_file import MAX_FILE_BYTES, Body, TensorInfo, open_tensors
 from atoll.config.fleet import LoraConfig
 from atoll.errors import AdapterInvalid
 from atoll.files import write_atomic
@@ -25,102 +28,72 @@ from atoll.kernels.lora import LoraWeights
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-MAX_CONFIG_BYTES = 1 << 20
-MAX_WEIGHTS_BYTES = 8 << 30
+MAX_BYTES = {CONFIG_NAME: 1 << 20, WEIGHTS_NAME: MAX_FILE_BYTES, CONTRACT_NAME: MAX_CONTRACT_BYTES}
+"""The files that decide what an adapter answers, and their largest sizes; its digest covers them, and no model card."""
 PREFIX = "base_model.model."
-
-# Fields that say how the adapter was made or is described, not what it computes.
-DESCRIPTIVE = frozenset(
-    [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "eva_config",
-        "inference_mode",
-        "lora_dropout",
-        "lora_ga_config",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
-        "ensure_weight_tying",
-    ]
-)
-IMPLEMENTED = frozenset(
-    [
-        "alpha_pattern",
-        "bias",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "init_lora_weights",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_alpha",
-        "peft_type",
-        "r",
-        "rank_pattern",
-        "target_modules",
-        "use_rslora",
-    ]
-)
-# These initialisations move part of the base weights into the adapter: without the changed base it computes nonsense.
-BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# A name is held against patterns, so it may not be of any length.
+_KEY = re.compile(rf"{re.escape(PREFIX)}(.{{1,128}})\.lora_([AB])\.weight")
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """An adapter in host memory: its matrices by module name, and where it came from."""
+    """An adapter in host memory: its matrices by module name, where it came from, and the bytes that it takes."""
 
     modules: dict[str, LoraWeights]
     where: str
+    num_bytes: int = 0
 
     @property
     def max_rank(self) -> int:
         return max(lora.a.shape[0] for lora in self.modules.values())
 
 
-def read_adapter(folder: Path) -> AdapterWeights:
-    """Read and check a PEFT folder. Raises AdapterInvalid that names the field, the tensor or the file at fault."""
+def adapter_digest(folder: Path) -> str:
+    """sha256 over the contents of an adapter's files. Raises AdapterInvalid if one is larger than it may be."""
+    parts = {}
+    for name, max_bytes in MAX_BYTES.items():
+        path = folder / name
+        if path.is_file():
+            with path.open("rb") as file:
+                if path.stat().st_size > max_bytes:
+                    raise _too_large(path)
+                parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digest(parts)
+
+
+def read_adapter(
+    folder: Path,
+    *,
+    verify: Callable[[str], None] | None = None,
+    check: Callable[[AdapterWeights], None] = lambda _: None,
+    allocate: Callable[[int], Tensor] | None = None,
+) -> AdapterWeights:
+    """Read and check a PEFT folder. Raises AdapterInvalid that names the field, the tensor or the file at fault.
+
+    verify: called with the digest of the bytes that were read, to refuse others than were asked for. check: called
+    with shapes alone (tensors on "meta") before the weights are read, so that an adapter that does not fit takes no
+    memory. allocate: gives uint8 memory for so many bytes.
+    """
     where = str(folder)
-    config = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_NAME, where)
-    modules = {}
-    for name in sorted({_module_name(key, where) for key in tensors}):
-        pair = [tensors.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB"]
-        if pair[0] is None or pair[1] is None:
-            raise AdapterInvalid(f"{name}: lora_{'A' if pair[0] is None else 'B'} is missing", where=where)
-        modules[name] = _checked(name, pair[0], pair[1], config, where)
-    if not modules:
-        raise AdapterInvalid("the adapter holds no weights", where=where)
-    return AdapterWeights(modules, where)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read `adapter_config.json` and refuse, by name, every field that is set and not implemented."""
-    path = folder / CONFIG_NAME
-    where = str(path)
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise AdapterInvalid(f"the file is larger than {MAX_CONFIG_BYTES} bytes", where=where)
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise AdapterInvalid(
-            f"no {CONFIG_NAME}", where=str(folder), why="this is not a PEFT adapter's folder"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise AdapterInvalid(f"not valid JSON: {error}", where=where) from None
-    if not isinstance(config, dict):
-        raise AdapterInvalid("not a JSON object", where=where)
-    _check_config(config, where)
-    return config
-
-
-def config_scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """The factor of one module: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
-    alpha = pattern_value(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    config_bytes = _read_small(folder / CONFIG_NAME)
+    if config_bytes is None:
+        raise AdapterInvalid(f"no {CONFIG_NAME}", where=where, why="this is not a PEFT adapter's folder")
+    config = parse_config(config_bytes, str(folder / CONFIG_NAME))
+    _check_is_there(folder)
+    with open_tensors(folder / WEIGHTS_NAME) as file:
+        pairs = _paired(file.tensors, where)
+        scalings = {name: _check_module(name, *pair, config, where) for name, pair in pairs.items()}
+        check(_adapter(pairs, scalings, lambda info: torch.empty(info.shape, device="meta"), where, file.body_bytes))
+        buffer = (allocate or _host_memory)(-file.body_bytes % 4 + file.body_bytes)
+        file.read_body(buffer)
+        if verify is not None:
+            contents = {CONFIG_NAME: config_bytes, CONTRACT_NAME: _read_small(folder / CONTRACT_NAME)}
+            parts = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items() if data is not None}
+            verify(_digest(parts | {WEIGHTS_NAME: file.sha256(buffer)}))
+    body = Body(buffer)
+    if (bad := body.find_not_finite(file.tensors)) is not None:
+        raise AdapterInvalid(f"{bad} holds NaN or infinity", where=where, why="the training run diverged")
+    return _adapter(pairs, scalings, body.matrix, where, buffer.numel())
 
 
 def write_adapter(
@@ -157,97 +130,79 @@ def _target_names(selected: list[str], all_layers: list[str]) -> list[str]:
     return sorted(selected)
 
 
-def _check_config(config: dict[str, Any], where: str) -> None:
-    if config.get("peft_type") != "LORA":
-        raise AdapterInvalid(f"peft_type {config.get('peft_type')!r} is not supported", where=where, mend="use LORA")
-    for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-            raise AdapterInvalid(f"{key} must be a number above 0, not {value!r}", where=where)
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
-        raise AdapterInvalid(
-            f"init_lora_weights {init!r} is not supported",
-            where=where,
-            why="such an adapter belongs to a changed base model",
-            mend="convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
-        )
-    for key in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(key) or {}
-        if not isinstance(patterns, dict) or not all(isinstance(v, int | float) and v > 0 for v in patterns.values()):
-            raise AdapterInvalid(f"{key} must map patterns to numbers above 0", where=where)
-        for pattern in patterns:
-            check_pattern(pattern, where)
-    if config.get("bias", "none") != "none":
-        raise AdapterInvalid(f"bias {config['bias']!r} is not supported", where=where, mend="train with bias: none")
-    for key, value in config.items():
-        if key == "fan_in_fan_out" and value:
-            raise AdapterInvalid("fan_in_fan_out is not supported", where=where)
-        if key not in IMPLEMENTED and key not in DESCRIPTIVE and value not in (None, False, {}, [], ""):
-            raise AdapterInvalid(
-                f"the field {key!r} is not supported",
-                where=where,
-                why="ignoring it would change the answers in silence",
-                mend=f"train the adapter without {key}",
-            )
+_Pairs = dict[str, tuple[TensorInfo, TensorInfo]]
 
 
-def _read_tensors(path: Path, where: str) -> dict[str, Tensor]:
+def _host_memory(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def _read_small(path: Path) -> bytes | None:
+    """The content of the config or the contract; None where there is none."""
     if not path.is_file():
-        pickled = (path.parent / "adapter_model.bin").exists()
-        raise AdapterInvalid(
-            f"no {WEIGHTS_NAME}",
-            where=where,
-            why="only a pickled adapter_model.bin is there, which could run code" if pickled else None,
-            mend="save it with PEFT's save_pretrained(..., safe_serialization=True)" if pickled else None,
-        )
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise AdapterInvalid(f"the file is larger than {MAX_WEIGHTS_BYTES >> 30} GiB", where=str(path))
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise AdapterInvalid(
-            f"the file is damaged: {error}", where=str(path), mend="copy or download it again"
-        ) from None
+        return None
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES[path.name] + 1)
+    if len(data) > MAX_BYTES[path.name]:
+        raise _too_large(path)
+    return data
 
 
-def _module_name(key: str, where: str) -> str:
-    for side in "AB":
-        suffix = f".lora_{side}.weight"
-        if key.startswith(PREFIX) and key.endswith(suffix):
-            return key[len(PREFIX) : -len(suffix)]
+def _too_large(path: Path) -> AdapterInvalid:
+    return AdapterInvalid(f"the file is larger than {MAX_BYTES[path.name]} bytes", where=str(path))
+
+
+def _check_is_there(folder: Path) -> None:
+    if (folder / WEIGHTS_NAME).is_file():
+        return
+    pickled = (folder / "adapter_model.bin").exists()
     raise AdapterInvalid(
-        f"the tensor {key[:120]!r} is not supported",
-        where=where,
-        why="only lora_A and lora_B of linear layers are; ignoring it would change the answers in silence",
+        f"no {WEIGHTS_NAME}",
+        where=str(folder),
+        why="only a pickled adapter_model.bin is there, which could run code" if pickled else None,
+        mend="save it with PEFT's save_pretrained(..., safe_serialization=True)" if pickled else None,
     )
 
 
-def _checked(name: str, a: Tensor, b: Tensor, config: dict[str, Any], where: str) -> LoraWeights:
-    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
-        raise AdapterInvalid(f"{name}: shapes {list(a.shape)} and {list(b.shape)} make no product", where=where)
-    for side, tensor in (("A", a), ("B", b)):
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise AdapterInvalid(f"{name}: lora_{side} has dtype {tensor.dtype}", where=where, mend="save as float32")
-        if not torch.isfinite(tensor).all():
+def _digest(parts: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{n}:{parts[n]}\n" for n in MAX_BYTES if n in parts).encode()).hexdigest()
+
+
+def _paired(tensors: Mapping[str, TensorInfo], where: str) -> _Pairs:
+    """The A and B of each module, in the order of the modules' names."""
+    halves: dict[str, dict[str, TensorInfo]] = {"A": {}, "B": {}}
+    for key, info in tensors.items():
+        found = _KEY.fullmatch(key)
+        if found is None:
             raise AdapterInvalid(
-                f"{name}: lora_{side} holds NaN or infinity", where=where, why="the training run diverged"
+                f"the tensor {key[:120]!r} is not supported",
+                where=where,
+                why="only lora_A and lora_B of linear layers are; ignoring it would change the answers in silence",
             )
-    rank = int(pattern_value(config.get("rank_pattern") or {}, name, config["r"]))
+        halves[found[2]][found[1]] = info
+    names = halves["A"].keys() | halves["B"].keys()
+    if not names:
+        raise AdapterInvalid("the adapter holds no weights", where=where)
+    for side, half in halves.items():
+        if missing := names - half.keys():
+            raise AdapterInvalid(f"{min(missing)}: lora_{side} is missing", where=where)
+    return {name: (halves["A"][name], halves["B"][name]) for name in sorted(names)}
+
+
+def _check_module(name: str, a: TensorInfo, b: TensorInfo, config: dict[str, Any], where: str) -> float:
+    """Hold a module's shapes against the config and return its scaling."""
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        raise AdapterInvalid(f"{name}: shapes {list(a.shape)} and {list(b.shape)} make no product", where=where)
+    rank = config_rank(config, name)
     if a.shape[0] != rank:
         raise AdapterInvalid(f"{name}: the weights have rank {a.shape[0]}, the config says {rank}", where=where)
-    if not _selected(name, config):
+    if not is_selected(config, name):
         raise AdapterInvalid(f"{name} has weights, but target_modules does not select it", where=where)
-    return LoraWeights(a, b, config_scaling(config, name, rank))
+    return config_scaling(config, name, rank)
 
 
-def _selected(name: str, config: dict[str, Any]) -> bool:
-    """Whether the config selects a module, as far as it does so by names.
-
-    A regular expression is not run: PEFT writes weights for just the layers that it matched, so they tell the same.
-    """
-    excluded, targets = config.get("exclude_modules") or [], config.get("target_modules")
-    if isinstance(excluded, list) and any(ends_with(name, str(target)) for target in excluded):
-        return False
-    return not isinstance(targets, list) or any(ends_with(name, str(target)) for target in targets)
+def _adapter(
+    pairs: _Pairs, scalings: Mapping[str, float], tensor: Callable[[TensorInfo], Tensor], where: str, num_bytes: int
+) -> AdapterWeights:
+    modules = {name: LoraWeights(tensor(a), tensor(b), scalings[name]) for name, (a, b) in pairs.items()}
+    return AdapterWeights(modules, where, num_bytes)

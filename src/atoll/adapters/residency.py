@@ -1,112 +1,303 @@
-"""Which adapters are on the device: loads beside the running steps, evicts the least recently used idle one."""
+"""Where the adapters are while serving: disk -> host memory -> device slots, loaded beside the running steps."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
 
-from atoll.adapters.bank import AdapterBank
+import torch
+from torch import Tensor
+
+from atoll.adapters.bank import AdapterBank, StagedAdapter
 from atoll.adapters.peft_io import AdapterWeights, read_adapter
 from atoll.adapters.store import StoredAdapter
-from atoll.errors import AdapterInvalid, AtollError
+from atoll.adapters.tiers import HostTier, MayGo, TieredAdapter, TierStats, default_host_bytes
+from atoll.errors import AdapterInvalid, AtollError, Overloaded, UsageError
 
-ABANDONED_AFTER_S = 10.0
+logger = logging.getLogger(__name__)
+
+NUM_LOADERS = 2
+MAX_PREFETCHES = 8
+MAX_ERRORS = 256
+# How long an adapter that a request asked for is kept although the request does not run yet: from others whose turn it
+# is, and from those that are loaded ahead of their turn.
+KEEP_S = 1.0
+KEEP_FROM_PREFETCH_S = 30.0
+
+
+class _NoRoom(Exception):
+    """Host memory is full of adapters that others wait for; the adapter's turn comes again."""
 
 
 @dataclass
 class _Resident:
+    """An adapter in a slot. staged: what is not published to the bank yet."""
+
     adapter: StoredAdapter
     slot: int
+    staged: StagedAdapter | None
     num_users: int = 0
 
 
 @dataclass
-class _Loading:
-    future: Future[AdapterWeights]
-    asked_at_s: float
+class _Load:
+    """What a loader thread does or will do. is_urgent: a request that could run waits for it."""
+
+    adapter: StoredAdapter
+    is_urgent: bool
 
 
 class AdapterResidency:
-    """Owns the bank's slots while serving. All methods belong to one thread, the one that runs the steps.
+    """Owns the bank's slots and the host memory for adapters.
 
-    Files are read and checked on a loader thread; only the copy into the slot happens between two steps. `on_loaded`
-    is called from the loader thread whenever a read has ended, to wake a waiting engine. base_digest: refuse adapters
-    whose contract names another base.
+    `prefetch`, `acquire` and `release` are for the thread that runs the steps and never block; the rest may be called
+    from any thread. Loader threads read and check files and copy into slots that nobody uses, one copy at a time; the
+    step thread only publishes what is there. `on_loaded` is called from a loader thread whenever a load has ended, to
+    wake a waiting engine.
+
+    base_digest: adapters whose contract names another base are refused. host_bytes: the limit of host memory for
+    adapters; None for a share of what is free.
     """
 
-    def __init__(self, bank: AdapterBank, *, base_digest: str, on_loaded: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        bank: AdapterBank,
+        *,
+        base_digest: str,
+        host_bytes: int | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
+    ) -> None:
         self._bank = bank
         self._base_digest = base_digest
         self._on_loaded = on_loaded
-        self._resident: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
-        self._loading: OrderedDict[str, _Loading] = OrderedDict()
+        self._lock = Lock()  # guards everything down to `_counts`
         self._free = list(range(bank.num_slots - 1, -1, -1))
-        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
-        self.num_loads = 0
-        self.num_evictions = 0
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
+        self._host = HostTier(default_host_bytes() if host_bytes is None else host_bytes)
+        self._loads: dict[str, _Load] = {}
+        self._errors: OrderedDict[str, tuple[AtollError, float]] = OrderedDict()  # with the time of each
+        self._asked_at_s: OrderedDict[str, float] = OrderedDict()  # by requests that do not run yet; oldest first
+        self._pinned: set[str] = set()
+        self._counts = TierStats()
+        self._copying = Lock()
+        self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adapter-loader")
+        device = next((layer.weight.device for layer in bank.layers.values()), torch.device("cpu"))
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def loaded(self) -> list[StoredAdapter]:
         """The adapters on the device, least recently used first."""
-        return [entry.adapter for entry in self._resident.values()]
+        with self._lock:
+            return [resident.adapter for resident in self._residents.values() if resident.staged is None]
+
+    def adapters(self) -> list[TieredAdapter]:
+        """All adapters on the device, then those in host memory alone; each least recently used first."""
+        with self._lock:
+            places = {digest: (resident.adapter, resident.num_users) for digest, resident in self._residents.items()}
+            hosted = {adapter.digest: (adapter, 0) for adapter in self._host if adapter.digest not in places}
+            return [
+                TieredAdapter(
+                    adapter=adapter,
+                    tier="device" if digest in places else "host",
+                    num_users=num_users,
+                    is_pinned=digest in self._pinned,
+                )
+                for digest, (adapter, num_users) in (places | hosted).items()
+            ]
+
+    def stats(self) -> TierStats:
+        """Counts since the start, and what host memory holds."""
+        with self._lock:
+            return replace(
+                self._counts,
+                num_loading=len(self._loads),
+                num_host_evictions=self._host.num_evictions,
+                num_in_host=len(self._host),
+                host_bytes=self._host.num_bytes,
+                max_host_bytes=self._host.max_bytes,
+            )
+
+    def pin(self, digest: str) -> None:
+        """Keep an adapter in its slot and in host memory from now on, or from when it is loaded next.
+
+        Raises UsageError if no slot would be left for other adapters.
+        """
+        with self._lock:
+            if digest not in self._pinned and len(self._pinned) + 1 >= self._bank.num_slots:
+                raise UsageError(
+                    f"the adapter {digest[:12]} cannot be pinned",
+                    why=f"{len(self._pinned)} of {self._bank.num_slots} slots are pinned, and one must stay for others",
+                    mend="unpin another adapter, or start with more slots",
+                )
+            self._pinned.add(digest)
+
+    def unpin(self, digest: str) -> None:
+        """Let an adapter be evicted again; does nothing if it is not pinned."""
+        with self._lock:
+            self._pinned.discard(digest)
+
+    def prefetch(self, adapter: StoredAdapter) -> None:
+        """Begin to load the adapter of a request that was queued, as far as nobody who waits already loses by it."""
+        digest = adapter.digest
+        with self._lock:
+            self._forget_old_error(digest)
+            self._note_asked(digest)
+            if digest in self._residents or digest in self._loads or len(self._loads) >= MAX_PREFETCHES:
+                return
+            if self._host.find(digest) is None or self._has_slot(is_urgent=False):
+                self._start(_Load(adapter, is_urgent=False))
 
     def acquire(self, adapter: StoredAdapter) -> int | None:
         """The adapter's slot, held until `release`; None while it is loading or every slot is in use.
 
-        Never blocks. Raises AdapterInvalid once if its files turn out to be unusable; the next call tries again.
+        Raises AdapterInvalid once if its files turn out to be unusable; the next call tries again.
         """
-        entry = self._resident.get(adapter.digest)
-        if entry is None:
-            entry = self._admit(adapter)
-        if entry is None:
-            return None
-        entry.num_users += 1
-        self._resident.move_to_end(adapter.digest)
-        return entry.slot
+        digest = adapter.digest
+        with self._lock:
+            resident = self._residents.get(digest)
+            if resident is None:
+                self._ask(adapter)
+                return None
+            if resident.staged is None:
+                self._counts.num_slot_hits += 1
+            else:
+                self._bank.commit(resident.slot, resident.staged)
+                resident.staged = None
+            resident.num_users += 1
+            self._residents.move_to_end(digest)
+            self._host.find(digest)
+            self._asked_at_s.pop(digest, None)
+            return resident.slot
 
     def release(self, digest: str) -> None:
         """Give back one hold; the adapter stays on the device until its slot is needed."""
-        self._resident[digest].num_users -= 1
+        with self._lock:
+            self._residents[digest].num_users -= 1
 
     def close(self) -> None:
-        """Stop the loader thread."""
-        self._loader.shutdown(wait=True, cancel_futures=True)
+        """Stop the loader threads."""
+        self._loaders.shutdown(wait=True, cancel_futures=True)
 
-    def _admit(self, adapter: StoredAdapter) -> _Resident | None:
-        loading = self._loading.get(adapter.digest)
-        if loading is None:
-            if len(self._loading) < self._bank.num_slots or self._forget_abandoned():
-                future = self._loader.submit(self._read, adapter)
-                self._loading[adapter.digest] = _Loading(future, time.monotonic())
-                future.add_done_callback(lambda _: self._on_loaded())
+    # Below, where nothing else is said, the caller holds the lock.
+
+    def _ask(self, adapter: StoredAdapter) -> None:
+        """Load an adapter whose turn it is, if a slot can be had. Raises the error of its last load."""
+        digest = adapter.digest
+        if failure := self._errors.pop(digest, None):
+            raise failure[0]
+        self._note_asked(digest)
+        if load := self._loads.get(digest):
+            load.is_urgent = True
+        elif len(self._loads) < MAX_PREFETCHES + self._bank.num_slots and self._has_slot(is_urgent=True):
+            self._start(_Load(adapter, is_urgent=True))
+
+    def _note_asked(self, digest: str) -> None:
+        now_s = time.monotonic()
+        self._asked_at_s[digest] = now_s
+        self._asked_at_s.move_to_end(digest)
+        while now_s - next(iter(self._asked_at_s.values())) > KEEP_FROM_PREFETCH_S:
+            self._asked_at_s.popitem(last=False)
+
+    def _forget_old_error(self, digest: str) -> None:
+        """Drop the error of an earlier request that is gone; a fresh one is still to be told to those who wait."""
+        if digest in self._errors and time.monotonic() - self._errors[digest][1] > KEEP_S:
+            del self._errors[digest]
+
+    def _start(self, load: _Load) -> None:
+        self._loads[load.adapter.digest] = load
+        self._loaders.submit(self._load, load)
+
+    def _is_awaited(self, digest: str, within_s: float) -> bool:
+        return time.monotonic() - self._asked_at_s.get(digest, float("-inf")) < within_s
+
+    def _find_idle(self, is_urgent: bool) -> _Resident | None:
+        """The least recently used adapter whose slot may be taken."""
+        within_s = KEEP_S if is_urgent else KEEP_FROM_PREFETCH_S
+        for digest, resident in self._residents.items():
+            if not resident.num_users and digest not in self._pinned and not self._is_awaited(digest, within_s):
+                return resident
+        return None
+
+    def _has_slot(self, *, is_urgent: bool) -> bool:
+        return bool(self._free) or self._find_idle(is_urgent) is not None
+
+    def _take_slot(self, is_urgent: bool) -> int | None:
+        if self._free:
+            return self._free.pop()
+        if (idle := self._find_idle(is_urgent)) is None:
             return None
-        loading.asked_at_s = time.monotonic()
-        future = loading.future
-        if not future.done():
-            return None
-        if future.exception() is None and not self._free and not self._evict_one():
-            return None
-        del self._loading[adapter.digest]
-        slot: int | None = None
+        del self._residents[idle.adapter.digest]
+        self._counts.num_slot_evictions += 1
+        return idle.slot
+
+    def _may_leave_host(self, is_urgent: bool) -> list[MayGo]:
+        """Who goes first: the idle, then those that their slots hold anyway, then those that others wait for."""
+
+        def is_movable(digest: str) -> bool:
+            return digest not in self._pinned and digest not in self._loads
+
+        def is_used(digest: str) -> bool:
+            return (resident := self._residents.get(digest)) is not None and resident.num_users > 0
+
+        def is_idle(digest: str) -> bool:
+            is_awaited = self._is_awaited(digest, KEEP_FROM_PREFETCH_S)
+            return is_movable(digest) and not is_used(digest) and not is_awaited
+
+        classes: list[MayGo] = [is_idle, lambda digest: is_movable(digest) and is_used(digest)]
+        return [*classes, is_movable] if is_urgent else classes
+
+    # On a loader thread, which does not hold the lock.
+
+    def _load(self, load: _Load) -> None:
+        error: AtollError | None = None
         try:
-            weights = future.result()
-            slot = self._free.pop()
-            self._bank.load(slot, weights)
-        except Exception as error:
-            if slot is not None:
-                self._bank.clear(slot)
-                self._free.append(slot)
-            if isinstance(error, AtollError):
-                raise
-            raise AdapterInvalid(f"the adapter could not be loaded: {error}", where=adapter.id) from error
-        self.num_loads += 1
-        self._resident[adapter.digest] = _Resident(adapter, slot)
-        return self._resident[adapter.digest]
+            self._copy(load, self._find_or_read(load))
+        except _NoRoom:
+            pass
+        except AtollError as caught:
+            error = caught
+        except Exception as caught:
+            logger.exception("the adapter %s could not be loaded", load.adapter.id)
+            error = AdapterInvalid(f"the adapter could not be loaded: {caught!r}", where=load.adapter.id)
+        with self._lock:
+            del self._loads[load.adapter.digest]
+            if error is not None:
+                self._note_error(load.adapter.digest, error)
+        self._on_loaded()
 
-    def _read(self, adapter: StoredAdapter) -> AdapterWeights:
+    def _note_error(self, digest: str, error: AtollError) -> None:
+        self._host.drop(digest)
+        self._counts.num_failures += 1
+        # Its frames would keep the memory that the adapter was read into.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        self._errors[digest] = error, time.monotonic()
+        if len(self._errors) > MAX_ERRORS:
+            self._errors.popitem(last=False)
+
+    def _find_or_read(self, load: _Load) -> AdapterWeights:
+        adapter = load.adapter
+        with self._lock:
+            if (weights := self._host.find(adapter.digest)) is not None:
+                self._counts.num_host_hits += 1
+                return weights
+        started_at_s = time.monotonic()
+        self._check_base(adapter)
+        weights = read_adapter(
+            adapter.folder, verify=adapter.verify, check=self._bank.check, allocate=partial(self._allocate, load)
+        )
+        with self._lock:
+            self._host.put(adapter.digest, weights)
+            self._counts.num_reads += 1
+            self._counts.read_s += time.monotonic() - started_at_s
+        return weights
+
+    def _check_base(self, adapter: StoredAdapter) -> None:
         contract = adapter.contract
         if contract is not None and contract.base.digest != self._base_digest:
             raise AdapterInvalid(
@@ -115,25 +306,55 @@ class AdapterResidency:
                 why=f"its base has the digest {contract.base.digest[:19]}, the one in use {self._base_digest[:19]}",
                 mend=f"start with --base-model {contract.base.name}",
             )
-        weights = read_adapter(adapter.folder)
-        self._bank.check(weights)
-        return weights
 
-    def _forget_abandoned(self) -> bool:
-        """Drop a finished read whose requests are gone; what is read and waits for a slot stays bounded."""
-        now_s = time.monotonic()
-        for digest, loading in self._loading.items():
-            if loading.future.done() and now_s - loading.asked_at_s > ABANDONED_AFTER_S:
-                del self._loading[digest]
-                return True
-        return False
+    def _allocate(self, load: _Load, num_bytes: int) -> Tensor:
+        """Memory for an adapter's weights within the limit. Raises AdapterInvalid or Overloaded if it can never fit."""
+        with self._lock:
+            has_room = self._host.reserve(load.adapter, num_bytes, self._may_leave_host(load.is_urgent))
+            num_pinned_bytes = sum(map(self._host.size_of, self._pinned))
+            max_bytes = self._host.max_bytes
+        if has_room:
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)
+        if num_bytes > max_bytes:
+            raise AdapterInvalid(
+                f"the adapter has {num_bytes} bytes, host memory for adapters {max_bytes}",
+                where=load.adapter.id,
+                mend=f"start with host_adapter_bytes of {num_bytes} or more",
+            )
+        if num_bytes + num_pinned_bytes > max_bytes:
+            raise Overloaded(
+                "pinned adapters fill the host memory for adapters",
+                where=load.adapter.id,
+                why=f"they take {num_pinned_bytes} of {max_bytes} bytes, this one needs {num_bytes}",
+                mend="unpin one, or start with more host_adapter_bytes",
+            )
+        raise _NoRoom
 
-    def _evict_one(self) -> bool:
-        for digest, entry in self._resident.items():
-            if entry.num_users == 0:
-                self._bank.clear(entry.slot)
-                self._free.append(entry.slot)
-                del self._resident[digest]
-                self.num_evictions += 1
-                return True
-        return False
+    def _copy(self, load: _Load, weights: AdapterWeights) -> None:
+        with self._lock:
+            slot = self._take_slot(load.is_urgent)
+        if slot is None:
+            return
+        try:
+            with self._copying:
+                started_at_s = time.monotonic()
+                staged = self._stage(slot, weights)
+                copy_s = time.monotonic() - started_at_s
+        except BaseException:
+            with self._lock:
+                self._free.append(slot)
+            raise
+        with self._lock:
+            self._residents[load.adapter.digest] = _Resident(load.adapter, slot, staged)
+            self._counts.num_loads += 1
+            self._counts.copy_s += copy_s
+
+    def _stage(self, slot: int, weights: AdapterWeights) -> StagedAdapter:
+        if self._stream is None:
+            return self._bank.stage(slot, weights)
+        # The slot's last reader may still be queued on the step thread's stream.
+        self._stream.wait_stream(torch.cuda.default_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            staged = self._bank.stage(slot, weights)
+        self._stream.synchronize()
+        return staged

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from atoll.errors import AdapterInvalid, ConfigError
 
@@ -38,9 +39,14 @@ def ends_with(name: str, target: str) -> bool:
 def pattern_value(patterns: dict[str, float], name: str, default: float) -> float:
     """The value of the first pattern that matches a module name (PEFT's rank_pattern and alpha_pattern)."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if _compiled(pattern).match(name):
             return value
     return default
+
+
+@lru_cache(maxsize=8192)  # re's own cache is smaller than the lists of ranks that some methods write
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def check_pattern(pattern: str, where: str) -> None:

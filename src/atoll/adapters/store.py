@@ -10,7 +10,6 @@ sees the old state or the new one.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -23,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from atoll.adapters.contract import CONTRACT_NAME, AdapterContract, read_contract
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.adapters.contract import AdapterContract, read_contract
+from atoll.adapters.peft_io import MAX_BYTES, WEIGHTS_NAME, adapter_digest, read_adapter
 from atoll.config.base import NAME_PATTERN
 from atoll.config.explain import did_you_mean
 from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
@@ -32,8 +31,6 @@ from atoll.files import fsync_dir, write_atomic
 
 CARD_NAME = "README.md"
 Revisions = list[dict[str, Any]]
-ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, CONTRACT_NAME)
-"""The files that decide what an adapter answers; its digest covers them, and not the model card."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,21 @@ class StoredAdapter:
     def size_bytes(self) -> int:
         return (self.folder / WEIGHTS_NAME).stat().st_size
 
+    def verify(self, digest: str) -> None:
+        """Raise AdapterInvalid unless `digest`, that of the bytes which were just read, is the adapter's own."""
+        if digest == self.digest:
+            return
+        if self.revision == 0:
+            raise AdapterInvalid(
+                "the adapter's files changed while loading", where=str(self.folder), mend="send the request again"
+            )
+        raise AdapterInvalid(
+            f"the files of {self.id} are damaged",
+            where=str(self.folder),
+            why=f"their digest is {digest[:12]}, they were stored with {self.digest[:12]}",
+            mend=f"publish {self.name} again, or restore the folder from a backup",
+        )
+
 
 def default_store_root() -> Path:
     """$ATOLL_STORE, else `atoll/store` in the XDG data folder."""
@@ -61,18 +73,6 @@ def default_store_root() -> Path:
         return Path(root)
     data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(data_home) / "atoll" / "store"
-
-
-def adapter_digest(folder: Path) -> str:
-    """sha256 over the contents of ADAPTER_FILES."""
-    digest = hashlib.sha256()
-    for name in ADAPTER_FILES:
-        path = folder / name
-        if path.is_file():
-            with path.open("rb") as file:
-                part = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{name}:{part}\n".encode())
-    return digest.hexdigest()
 
 
 class AdapterStore:
@@ -87,13 +87,11 @@ class AdapterStore:
         Raises AdapterInvalid if the folder is not an adapter, UsageError if the name is not allowed.
         """
         check_name(name)
-        read_adapter(folder)
-        read_contract(folder)
-        digest = adapter_digest(folder)
+        source = StoredAdapter(name, 0, adapter_digest(folder), folder, read_contract(folder))
+        read_adapter(folder, verify=source.verify)
         with self._locked():
-            target = self.root / "objects" / digest
-            if not target.is_dir():
-                self._copy_object(folder, target)
+            digest = source.digest
+            self._copy_object(source, self.root / "objects" / digest)
             revisions = self._revisions(name)
             if not revisions or revisions[-1]["digest"] != digest:
                 number = revisions[-1]["revision"] + 1 if revisions else 1
@@ -155,14 +153,20 @@ class AdapterStore:
             ) from None
         return revisions
 
-    def _copy_object(self, folder: Path, target: Path) -> None:
+    def _copy_object(self, source: StoredAdapter, target: Path) -> None:
+        """Copy an adapter in, unless it is there already; damaged files are replaced."""
+        if target.is_dir() and adapter_digest(target) == source.digest:
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
         try:
-            for name in (*ADAPTER_FILES, CARD_NAME):
-                if (folder / name).is_file():
-                    write_atomic(temporary / name, (folder / name).read_bytes())
+            for name in (*MAX_BYTES, CARD_NAME):
+                if (source.folder / name).is_file():
+                    _copy_file(source.folder / name, temporary / name)
+            source.verify(adapter_digest(temporary))
             temporary.chmod(0o755)
+            if target.is_dir():
+                shutil.rmtree(target)
             temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -175,6 +179,12 @@ class AdapterStore:
         with (self.root / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def check_name(name: str) -> None:

@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,33 +25,48 @@ if TYPE_CHECKING:
 DRAIN_S = 10
 _MAX_LISTED = 20
 
+BaseModelName = Annotated[
+    str | None, typer.Option(help="Hub id, folder, .gguf file or alias; the adapters' own unless given.")
+]
+StoreFolder = Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="The folder that holds the adapters.")]
+AdapterRoots = Annotated[
+    list[Path] | None,
+    typer.Option(help="A folder below which PEFT folders may be named by path; repeat for more."),
+]
+Number = Annotated[DType, typer.Option(help="Numbers to compute with; auto: bfloat16 where the machine has it.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of a prompt and its answer; the base model's own unless given.")
+]
+MaxOpenRequests = Annotated[int, typer.Option(min=1, help="Requests that run or wait; one more is answered with 429.")]
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="Compute the base's linear layers in 8 bits: less memory, faster on a CPU.")
+]
+KVCacheBytes = Annotated[
+    int | None, typer.Option(min=1, help="Memory of the KV cache; a share of what is free unless given.")
+]
+HostAdapterBytes = Annotated[
+    int | None, typer.Option(min=1, help="Memory for adapters beside the slots; a share of what is free unless given.")
+]
+PrefixCache = Annotated[bool, typer.Option(help="Compute equal beginnings of prompts once (per tenant and adapter).")]
+
 
 def serve(
-    base_model: Annotated[
-        str | None, typer.Option(help="Hub id, folder, .gguf file or alias; the adapters' own unless given.")
-    ] = None,
+    base_model: BaseModelName = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 3000,
-    store: Annotated[
-        Path | None, typer.Option(envvar="ATOLL_STORE", help="The folder that holds the adapters.")
-    ] = None,
-    adapter_root: Annotated[
-        list[Path] | None,
-        typer.Option(help="A folder below which PEFT folders may be named by path; repeat for more."),
-    ] = None,
-    dtype: Annotated[
-        DType, typer.Option(help="Numbers to compute with; auto: bfloat16 where the machine has it.")
-    ] = "auto",
+    store: StoreFolder = None,
+    adapter_root: AdapterRoots = None,
+    dtype: Number = "auto",
     num_slots: Annotated[int, typer.Option(min=1, help="Adapters on the device at once.")] = 8,
     max_rank: Annotated[int, typer.Option(min=1, help="The largest rank of an adapter.")] = 64,
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="The token budget of one step.")] = 512,
     max_num_requests: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a prompt and its answer; the base model's own unless given.")
-    ] = None,
-    max_open_requests: Annotated[
-        int, typer.Option(min=1, help="Requests that run or wait; one more is answered with 429.")
-    ] = 256,
+    max_length: MaxLength = None,
+    int8: Int8 = False,
+    kv_cache_bytes: KVCacheBytes = None,
+    host_adapter_bytes: HostAdapterBytes = None,
+    prefix_cache: PrefixCache = True,
+    max_open_requests: MaxOpenRequests = 256,
 ) -> None:
     """Answer for the base model and all its adapters over HTTP, in LoRAX's dialect and in OpenAI's.
 
@@ -70,9 +85,15 @@ def serve(
         catalog = AdapterCatalog(opened, _checked_roots(adapter_root or ()))
         base = load_base_for(catalog.list(), base_model, dtype)
         config = EngineConfig(
-            max_batch_tokens=max_batch_tokens, max_num_requests=max_num_requests, max_length=max_length
+            max_batch_tokens=max_batch_tokens,
+            max_num_requests=max_num_requests,
+            max_length=max_length,
+            kv_cache_bytes=kv_cache_bytes,
+            host_adapter_bytes=host_adapter_bytes,
+            prefix_cache=prefix_cache,
         )
-        with build_engine(base, num_slots=num_slots, max_rank=max_rank, config=config) as engine:
+        bits: Literal[8] | None = 8 if int8 else None
+        with build_engine(base, num_slots=num_slots, max_rank=max_rank, bits=bits, config=config) as engine:
             app = create_app(engine, base, catalog, settings=ServerSettings(max_open_requests=max_open_requests))
             _run(app, listener, _banner(base, opened.root, catalog.list(), listener))
 

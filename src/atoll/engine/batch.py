@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atoll.adapters.routing import Routing
-from atoll.engine.scheduler import ScheduledBatch
+from atoll.engine.state import ScheduledBatch
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,28 @@ class BatchTensors:
 def build_batch(batch: ScheduledBatch, block_size: int) -> BatchTensors:
     """Lay the chunks of a batch side by side, in its order (by slot), as one row of tokens."""
     chunks = batch.chunks
-    starts = np.array([chunk.start for chunk in chunks])
-    stops = np.array([chunk.stop for chunk in chunks])
+    starts, stops, ends = np.array([(start, stop, len(state.token_ids)) for state, start, stop in chunks]).T
     lengths = stops - starts
-    query_start = np.concatenate(([0], np.cumsum(lengths)))
+    query_start = np.zeros(len(chunks) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=query_start[1:])
     rows = np.repeat(np.arange(len(chunks)), lengths)
-    positions = np.arange(query_start[-1]) - query_start[rows] + starts[rows]
+    positions = np.arange(query_start[-1]) + (starts - query_start[:-1])[rows]
     block_table = np.zeros((len(chunks), -(-int(stops.max()) // block_size)), dtype=np.int32)
-    for row, chunk in enumerate(chunks):
-        block_ids = chunk.state.block_ids[: block_table.shape[1]]
-        block_table[row, : len(block_ids)] = block_ids
     token_ids: list[int] = []
-    for chunk in chunks:
-        token_ids += chunk.state.token_ids[chunk.start : chunk.stop]
-    is_last = np.array([chunk.is_last for chunk in chunks])
+    rows_of_slots: dict[int, int] = {}
+    for row, (state, start, stop) in enumerate(chunks):
+        block_ids = np.frombuffer(state.block_ids, dtype=np.int32)[: block_table.shape[1]]
+        block_table[row, : len(block_ids)] = block_ids
+        token_ids += state.token_ids[start:stop]
+        rows_of_slots[state.slot] = rows_of_slots.get(state.slot, 0) + stop - start
+    blocks, offsets = np.divmod(positions, block_size)
     return BatchTensors(
-        input_ids=torch.tensor([token_ids]),
+        input_ids=torch.from_numpy(np.array(token_ids))[None],
         position_ids=torch.from_numpy(positions)[None],
-        sampled_rows=torch.from_numpy(query_start[1:][is_last] - 1),
+        sampled_rows=torch.from_numpy(query_start[1:][stops == ends] - 1),
         query_start=torch.from_numpy(query_start.astype(np.int32)),
         seq_lens=torch.from_numpy(stops.astype(np.int32)),
         block_table=torch.from_numpy(block_table),
-        kv_index=torch.from_numpy(block_table[rows, positions // block_size].astype(np.int64) * block_size)
-        + torch.from_numpy(positions % block_size),
-        routing=Routing.from_lengths(zip((chunk.state.slot for chunk in chunks), lengths.tolist(), strict=True)),
+        kv_index=torch.from_numpy(block_table[rows, blocks] * np.int64(block_size) + offsets),
+        routing=Routing.from_lengths(rows_of_slots.items()),
     )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.residency import AdapterResidency
+from atoll.adapters.tiers import TierStats
 from atoll.engine.blocks import BlockPool
 from atoll.engine.output import Output
 from atoll.engine.request import ErrorEvent, Event, Request
 from atoll.engine.runner import Runner, choose_num_blocks
 from atoll.engine.sampler import Sample, sample
-from atoll.engine.scheduler import Chunk, RequestState, Scheduler
+from atoll.engine.scheduler import Scheduler
+from atoll.engine.state import Chunk, RequestState
 from atoll.errors import AtollError, RequestInvalid, UsageError
 from atoll.model.load import BaseModel
 
@@ -28,6 +30,11 @@ class EngineConfig:
 
     max_batch_tokens: the token budget of one step. max_num_requests: requests that run at once. block_size: tokens in
     one KV block. kv_cache_bytes None: a share of the memory that is free. max_length None: the base model's own.
+    prefix_cache: keep the KV blocks of earlier requests for others that begin alike; whoever changes the base model or
+    an adapter's weights under a running engine (training does) must switch it off, as kept blocks would be stale.
+    host_adapter_bytes: memory for adapters beside those in slots; None for a share of what is free.
+
+    With max_batch_tokens three times max_num_requests or more, running requests leave two thirds of it to prompts.
     """
 
     max_batch_tokens: int = 512
@@ -35,9 +42,18 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_bytes: int | None = None
     max_length: int | None = None
+    prefix_cache: bool = True
+    host_adapter_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_tokens", "max_num_requests", "block_size", "kv_cache_bytes", "max_length"):
+        for name in (
+            "max_batch_tokens",
+            "max_num_requests",
+            "block_size",
+            "kv_cache_bytes",
+            "max_length",
+            "host_adapter_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}", where=name, mend=f"{name} must be at least 1")
@@ -45,22 +61,30 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Counts since the start, and how things stand. resident_adapters: ids, least recently used first."""
+    """Counts since the start, and how things stand.
+
+    num_free_blocks: those that a request can get, cached ones without a holder among them. num_prefix_tokens: tokens of
+    admitted prompts that were looked up in the prefix cache. resident_adapters: ids, least recently used first.
+    """
 
     num_waiting: int = 0
     num_running: int = 0
     num_blocks: int = 0
     num_free_blocks: int = 0
+    num_cached_blocks: int = 0
     num_slots: int = 0
     num_steps: int = 0
     num_preemptions: int = 0
     num_computed_tokens: int = 0
     num_generated_tokens: int = 0
+    num_prefix_tokens: int = 0
+    num_prefix_tokens_found: int = 0
     num_finished: int = 0
     num_failed: int = 0
     num_adapter_loads: int = 0
     num_adapter_evictions: int = 0
     resident_adapters: tuple[str, ...] = ()
+    tiers: TierStats = field(default_factory=TierStats)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +96,7 @@ class _Active:
 class EngineCore:
     """The engine without threads.
 
+    max_length: tokens that a prompt and its completion can have together: by the base model, config and KV cache.
     on_loaded is called from the loader's thread whenever an adapter may have become ready. Raises UsageError or
     ConfigError for limits that do not fit the base model or the memory.
     """
@@ -79,10 +104,10 @@ class EngineCore:
     def __init__(
         self, base: BaseModel, bank: AdapterBank, config: EngineConfig, *, on_loaded: Callable[[], None]
     ) -> None:
-        self.max_length = config.max_length or base.max_length
-        if self.max_length > base.max_length:
+        max_length = config.max_length or base.max_length
+        if max_length > base.max_length:
             raise UsageError(
-                f"max_length is {self.max_length}, the base model has {base.max_length} positions",
+                f"max_length is {max_length}, the base model has {base.max_length} positions",
                 where="max_length",
                 mend=f"set it to {base.max_length} or less",
             )
@@ -90,21 +115,27 @@ class EngineCore:
             base,
             block_size=config.block_size,
             max_num_requests=config.max_num_requests,
-            max_length=self.max_length,
+            max_length=max_length,
             kv_cache_bytes=config.kv_cache_bytes,
         )
         logger.info("KV cache: %d blocks of %d tokens", num_blocks, config.block_size)
+        # The last token is never computed: nothing follows it.
+        self.max_length = min(max_length, num_blocks * config.block_size + 1)
+        self._limit = "the model's length" if self.max_length == max_length else "the whole KV cache (kv_cache_bytes)"
         self._base = base
         self._num_slots = bank.num_slots
         self._vocab_size: int = base.model.get_input_embeddings().num_embeddings
         self._pool = BlockPool(num_blocks, config.block_size)
-        self._residency = AdapterResidency(bank, base_digest=base.digest, on_loaded=on_loaded)
+        self._residency = AdapterResidency(
+            bank, base_digest=base.digest, host_bytes=config.host_adapter_bytes, on_loaded=on_loaded
+        )
         self._scheduler = Scheduler(
             self._pool,
             self._residency,
             num_slots=bank.num_slots,
             max_batch_tokens=config.max_batch_tokens,
             max_num_requests=config.max_num_requests,
+            prefix_cache=config.prefix_cache,
         )
         self._runner = Runner(base, bank, num_blocks=num_blocks, block_size=config.block_size)
         self._active: dict[str, _Active] = {}
@@ -123,13 +154,15 @@ class EngineCore:
             raise RequestInvalid(
                 f"the prompt has token ids outside of the vocabulary of {self._vocab_size}", where="prompt"
             )
+        if any(token_id >= self._vocab_size for token_id, _ in request.sampling.logit_bias):
+            raise RequestInvalid(
+                f"logit_bias names token ids outside of the vocabulary of {self._vocab_size}", where="logit_bias"
+            )
         if request.adapter is not None and self._num_slots == 0:
             raise RequestInvalid("this engine has no slots for adapters", mend="start it with at least one slot")
-        # The last token is never computed: nothing follows it.
-        allowed = min(self.max_length, self._pool.num_blocks * self._pool.block_size + 1)
+        allowed, limit = self.max_length, self._limit
         if num_prompt + num_new <= allowed:
             return
-        limit = "the model's length" if allowed == self.max_length else "the whole KV cache (kv_cache_bytes)"
         if num_prompt >= allowed:
             raise RequestInvalid(
                 f"the prompt has {num_prompt} tokens, {limit} is {allowed}",
@@ -199,21 +232,26 @@ class EngineCore:
         return True
 
     def stats(self) -> EngineStats:
+        tiers = self._residency.stats()
         return EngineStats(
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=self._scheduler.num_waiting,
             num_running=len(self._scheduler.running),
             num_blocks=self._pool.num_blocks,
             num_free_blocks=self._pool.num_free,
+            num_cached_blocks=self._pool.num_cached,
             num_slots=self._num_slots,
             num_steps=self._num_steps,
             num_preemptions=self._scheduler.num_preemptions,
             num_computed_tokens=self._num_computed,
             num_generated_tokens=self._num_generated,
+            num_prefix_tokens=self._scheduler.num_prefix_tokens,
+            num_prefix_tokens_found=self._scheduler.num_prefix_tokens_found,
             num_finished=self._num_finished,
             num_failed=self._num_failed,
-            num_adapter_loads=self._residency.num_loads,
-            num_adapter_evictions=self._residency.num_evictions,
+            num_adapter_loads=tiers.num_loads,
+            num_adapter_evictions=tiers.num_slot_evictions,
             resident_adapters=tuple(adapter.id for adapter in self._residency.loaded),
+            tiers=tiers,
         )
 
     def close(self) -> None:
@@ -246,7 +284,7 @@ class EngineCore:
     def _finish(self, active: _Active) -> None:
         self._forget(active.state)
         self._num_finished += 1
-        _deliver(active.state.request, active.output.finish())
+        _deliver(active.state.request, active.output.finish(active.state.num_cached_tokens))
 
     def _fail(self, state: RequestState, error: AtollError) -> None:
         self._forget(state)

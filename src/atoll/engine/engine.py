@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Literal
 
 from atoll.adapters.bank import AdapterBank
 from atoll.engine.core import EngineConfig, EngineCore, EngineStats
 from atoll.engine.request import Completion, ErrorEvent, Event, FinishEvent, Request, TokenEvent
 from atoll.errors import AtollError, RequestInvalid
+from atoll.model.fuse import fuse
 from atoll.model.load import BaseModel
 
 IDLE_POLL_S = 0.5
@@ -85,11 +87,19 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue a request; its events come from the step thread. Raises RequestInvalid if it can never run."""
         self._core.check(request)
-        self._send((request, time.perf_counter()))
+        with self._condition:
+            self._check_open()
+            self._inbox.append((request, time.perf_counter()))
+            self._condition.notify_all()
 
     def abort(self, request_id: str) -> None:
-        """Ask for a request's end; it gets a FinishEvent "abort" unless it ends before. Unknown ids are ignored."""
-        self._send(request_id)
+        """Ask for a request's end; it gets a FinishEvent "abort" unless it ends before.
+
+        Unknown ids are ignored, as is everything once the engine is closed: `close` has ended all requests.
+        """
+        with self._condition:
+            self._inbox.append(request_id)
+            self._condition.notify_all()
 
     def generate(
         self, requests: Sequence[Request], on_progress: Callable[[int, int], None] | None = None
@@ -144,12 +154,6 @@ class Engine:
         if self._is_closed:
             raise AtollError("the engine is closed")
 
-    def _send(self, item: tuple[Request, float] | str) -> None:
-        with self._condition:
-            self._check_open()
-            self._inbox.append(item)
-            self._condition.notify_all()
-
     def _wake(self) -> None:
         with self._condition:
             self._is_awake = True
@@ -162,7 +166,7 @@ class Engine:
     def _turn(self) -> None:
         """Take what has come and run one step; sleep where there is nothing to compute."""
         with self._turn_lock:
-            self._take_inbox()
+            has_taken = self._take_inbox()
             self._is_awake = False
             try:
                 has_worked = self._core.has_requests and self._core.step()
@@ -171,7 +175,7 @@ class Engine:
                 self._core.fail_all(error)
                 has_worked = True
             self._stats = self._core.stats()
-        if not has_worked:
+        if not has_worked and not has_taken:
             self._sleep()
 
     def _sleep(self) -> None:
@@ -180,12 +184,15 @@ class Engine:
             timeout_s = IDLE_POLL_S if self._core.has_requests else None
             self._condition.wait_for(lambda: self._inbox or self._is_awake or self._is_closed, timeout_s)
 
-    def _take_inbox(self) -> None:
+    def _take_inbox(self) -> bool:
+        """Whether anything had come."""
+        has_taken = False
         while True:
             with self._condition:
                 if not self._inbox:
-                    return
+                    return has_taken
                 item = self._inbox.popleft()
+            has_taken = True
             if isinstance(item, str):
                 self._core.abort(item)
             else:
@@ -193,10 +200,20 @@ class Engine:
 
 
 def build_engine(
-    base: BaseModel, *, num_slots: int = 8, max_rank: int = 64, config: EngineConfig | None = None
+    base: BaseModel,
+    *,
+    num_slots: int = 8,
+    max_rank: int = 64,
+    bits: Literal[8] | None = None,
+    config: EngineConfig | None = None,
 ) -> Engine:
-    """An engine with a bank of its own; `base.model` gets the bank's layers."""
-    return Engine(base, bank=AdapterBank(base.model, num_slots=num_slots, max_rank=max_rank), config=config)
+    """An engine with a bank of its own. From then on `base.model` is the engine's alone: see model.fuse.
+
+    bits 8: compute the base's linear layers in 8 bits.
+    """
+    bank = AdapterBank(base.model, num_slots=num_slots, max_rank=max_rank)
+    fuse(base.model, bits=bits)
+    return Engine(base, bank=bank, config=config)
 
 
 def _completion(event: FinishEvent | ErrorEvent, tokens: list[TokenEvent]) -> Completion:

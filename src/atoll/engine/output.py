@@ -6,6 +6,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from atoll.engine.penalties import Penalties
 from atoll.engine.request import FinishEvent, FinishReason, Request, StopReason, Timings, TokenEvent
 from atoll.engine.sampler import Draw, Sample
 from atoll.text.tokenizer import IncrementalDetokenizer
@@ -64,6 +65,7 @@ class Output:
         self._cutter = StopCutter(request.sampling.stop)
         seed = request.sampling.seed
         self._seed = secrets.randbits(SEED_BITS) if seed is None else seed
+        self._penalties = Penalties(request.sampling, request.prompt_ids) if request.sampling.has_penalties else None
         self._stop_reason: StopReason | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
@@ -78,13 +80,15 @@ class Output:
 
     @property
     def next_draw(self) -> Draw:
-        return Draw(self._request.sampling, self._seed, len(self._token_ids))
+        return Draw(self._request.sampling, self._seed, len(self._token_ids), self._penalties)
 
     def push(self, sample: Sample) -> TokenEvent:
         """Take the next token; sets `finish_reason` if it is the last one."""
         if self._first_token_at_s is None:
             self._first_token_at_s = time.perf_counter()
         self._token_ids.append(sample.token_id)
+        if self._penalties is not None:
+            self._penalties.push(sample.token_id)
         is_end = sample.token_id in self._end_ids
         is_full = len(self._token_ids) == self._request.sampling.max_new_tokens
         text = "" if is_end else self._cutter.push(self._detokenizer.push(sample.token_id))
@@ -105,7 +109,7 @@ class Output:
             top=sample.top,
         )
 
-    def finish(self) -> FinishEvent:
+    def finish(self, num_cached_tokens: int = 0) -> FinishEvent:
         """The last event; an abort where no token has ended the request."""
         now_s = time.perf_counter()
         return FinishEvent(
@@ -115,6 +119,7 @@ class Output:
             text="".join(self._texts),
             token_ids=tuple(self._token_ids),
             num_prompt_tokens=len(self._request.prompt_ids),
+            num_cached_tokens=num_cached_tokens,
             seed=self._seed if self._request.sampling.temperature > 0 else None,
             timings=Timings(
                 queue_s=(self._started_at_s or now_s) - self._submitted_at_s,

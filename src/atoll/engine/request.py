@@ -18,6 +18,7 @@ MAX_SEED = 2**64 - 1
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 32
 MAX_STOP_CHARS = 256
+MAX_LOGIT_BIASES = 300
 
 FinishReason = Literal["stop", "length", "abort"]
 StopReason = Literal["eos", "stop_string"]
@@ -29,15 +30,25 @@ TopLogprobs = tuple[tuple[int, float], ...]
 class SamplingParams:
     """How one request's tokens are chosen. Raises RequestInvalid for a value out of range.
 
-    temperature 0 is greedy; top_k 0 is off. Without a seed the engine draws one and reports it. Stop strings are never
-    part of the output. logprobs is the number of alternatives reported for each token. With ignore_eos only
-    max_new_tokens and stop strings end the completion.
+    temperature 0 is greedy; top_k 0, top_p 1 and typical_p 1 are off. Without a seed the engine draws one and reports
+    it. Stop strings are never part of the output. logprobs is the number of alternatives reported for each token. With
+    ignore_eos only max_new_tokens and stop strings end the completion.
+
+    repetition_penalty divides the positive logits of tokens in prompt and completion, and multiplies the negative ones;
+    1 is off. frequency_penalty is taken from a token's logit for each time it stands in the completion,
+    presence_penalty once. logit_bias: (token id, what is added to its logit). Penalties and biases change what is
+    chosen, not the log-probabilities reported: those are the model's own.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -48,11 +59,31 @@ class SamplingParams:
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 (greedy) or a positive number")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or a positive number")
+        _check("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0 and at most 1")
+        self._check_penalties()
         _check("logprobs", self.logprobs, 0 <= self.logprobs <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}")
         stops_fit = len(self.stop) <= MAX_STOP_STRINGS and all(1 <= len(stop) <= MAX_STOP_CHARS for stop in self.stop)
         _check("stop", self.stop, stops_fit, f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
         if self.seed is not None:
             _check("seed", self.seed, 0 <= self.seed <= MAX_SEED, "from 0 to 2**64 - 1")
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether anything changes the logits before a token is chosen."""
+        penalties = self.frequency_penalty, self.presence_penalty
+        return self.repetition_penalty != 1 or any(penalties) or bool(self.logit_bias)
+
+    def _check_penalties(self) -> None:
+        repetition = self.repetition_penalty
+        _check("repetition_penalty", repetition, 0 < repetition < math.inf, "a positive number, 1 for none")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _check(name, value, -2 <= value <= 2, "from -2 to 2")
+        ids = [token_id for token_id, _ in self.logit_bias]
+        biases_fit = all(token_id >= 0 and -100 <= bias <= 100 for token_id, bias in self.logit_bias)
+        are_few = len(ids) <= MAX_LOGIT_BIASES and len(set(ids)) == len(ids)
+        allowed = f"at most {MAX_LOGIT_BIASES} different token ids, each with a number from -100 to 100"
+        _check("logit_bias", self.logit_bias, biases_fit and are_few, allowed)
 
 
 def _check(name: str, value: object, is_valid: bool, allowed: str) -> None:
@@ -85,7 +116,7 @@ class FinishEvent:
     """The end of a request, after its last TokenEvent.
 
     text is the sum of the events' texts. token_ids holds every generated token, an end token included. seed is the
-    one that was used, None for a greedy request.
+    one that was used, None for a greedy request. num_cached_tokens: tokens of the prompt that the prefix cache had.
     """
 
     request_id: str
@@ -96,6 +127,7 @@ class FinishEvent:
     num_prompt_tokens: int
     seed: int | None
     timings: Timings
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +149,14 @@ def ignore(event: Event) -> None:
 class Request:
     """One prompt to be completed.
 
-    adapter None is the bare base model. on_event is called from the step thread, so it must not block; if it raises,
-    this request alone fails.
+    adapter None is the bare base model. Tenants share the engine evenly, and the prefix cache not at all. on_event is
+    called from the step thread, so it must not block; if it raises, this request alone fails.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     adapter: StoredAdapter | None = None
+    tenant: str = ""
     on_event: Callable[[Event], None] = ignore
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 

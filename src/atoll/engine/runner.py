@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from atoll.adapters.bank import AdapterBank
+from atoll.adapters.linear import LinearGroup
 from atoll.engine.batch import build_batch
-from atoll.engine.scheduler import ScheduledBatch
+from atoll.engine.state import ScheduledBatch
 from atoll.errors import ConfigError
 from atoll.kernels.kv import KVCache, block_bytes
+from atoll.kernels.warm_up import warm_up
 from atoll.model.attention import PagedContext, attending
 from atoll.model.load import BaseModel
 
@@ -28,6 +30,7 @@ class Runner:
         self._cache = KVCache.allocate(
             base.kv_shapes, num_blocks=num_blocks, block_size=block_size, dtype=base.dtype, device=base.device
         )
+        _warm_up(base)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> Tensor:
@@ -43,6 +46,14 @@ class Runner:
             )
         logits: Tensor = output.logits[0]
         return logits
+
+
+def _warm_up(base: BaseModel) -> None:
+    """Let the kernels be compiled, or read from numba's cache, now and not during the first request."""
+    warm_up(base.dtype, base.device)
+    for module in base.model.modules():
+        if isinstance(module, LinearGroup):
+            module.warm_up(base.dtype)
 
 
 def choose_num_blocks(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from atoll.kernels.triton.lora import GroupTable
+
+Segments = Sequence[tuple[int, int, int]]
+"""(slot, first row, stop), covering all rows in order, each slot at most once; slot -1 is the bare base model."""
 
 
 class LoraWeights(NamedTuple):
@@ -31,16 +38,18 @@ class Dropout(NamedTuple):
 def add_lora(
     x: Tensor,
     y: Tensor,
-    segments: Sequence[tuple[int, int, int]],
+    segments: Segments,
     weights: Mapping[int, LoraWeights],
     dropout: Mapping[int, Dropout] | None = None,
 ) -> Tensor:
     """Add each adapter's product to its own rows of `y`; rows of slots without weights stay unchanged.
 
-    x: [tokens, in_features]. y: [tokens, out_features], the base layer's output. segments: (slot, start, stop) that
-    cover all rows in order. Returns [tokens, out_features]; `y` itself, changed in place, where no gradient is needed.
-    Weights are used in the dtype of `x`. Source: Punica's segmented product, arXiv 2310.18547.
+    x: [tokens, in_features]. y: [tokens, out_features], the base layer's output. Returns [tokens, out_features]; `y`
+    itself, changed in place, where no gradient is needed. Weights are used in the dtype of `x`. Source: Punica's
+    segmented product, arXiv 2310.18547.
     """
+    if not weights:
+        return y
     if not torch.is_grad_enabled():
         for slot, start, stop in segments:
             if (lora := weights.get(slot)) is not None:
@@ -55,14 +64,108 @@ def add_lora(
         if lora is None:
             parts.append(rows)
             continue
-        if dropout is not None and (drop := dropout.get(slot)) is not None:
-            inputs = _drop(inputs, drop)
+        inputs = drop(inputs, None if dropout is None else dropout.get(slot))
         hidden = functional.linear(inputs, lora.a.to(x.dtype))
         parts.append(torch.addmm(rows, hidden.to(y.dtype), lora.b.to(y.dtype).t(), alpha=lora.scaling))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _drop(x: Tensor, dropout: Dropout) -> Tensor:
+def drop(x: Tensor, dropout: Dropout | None) -> Tensor:
+    """Zero some of x and scale the rest; the gradient of this is the same function with the same seed."""
+    if dropout is None:
+        return x
     generator = torch.Generator(x.device).manual_seed(dropout.seed)
     keep = torch.empty_like(x).bernoulli_(1 - dropout.probability, generator=generator)
     return x * keep / (1 - dropout.probability)
+
+
+class LoraRows:
+    """The rows of one step by slot, as the device's kernel takes them; made once for all layers."""
+
+    def __init__(self, segments: Segments, device: torch.device) -> None:
+        self.segments = segments
+        self.slots = frozenset(slot for slot, _, _ in segments if slot >= 0)
+        if device.type == "cuda":
+            from atoll.kernels.triton.lora import cut_tiles
+
+            self.tiles = cut_tiles(segments, device)
+        else:
+            self.array = np.array(segments, np.int64).reshape(-1, 3)
+
+
+class LoraTable:
+    """Where the weights of modules that share an input lie, for every slot.
+
+    dtype: of all weights; float32 and bfloat16 have kernels. Tensors are kept alive by whoever sets them.
+    """
+
+    def __init__(
+        self, num_slots: int, in_features: int, out_sizes: Sequence[int], *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (num_slots, len(out_sizes))
+        self.in_features = in_features
+        self.out_sizes = tuple(out_sizes)
+        self.dtype = dtype
+        self.slots: set[int] = set()
+        self.weights: list[dict[int, LoraWeights]] = [{} for _ in out_sizes]
+        self.columns = np.concatenate(([0], np.cumsum(out_sizes)))
+        self.addresses = np.zeros((*shape, 2), np.int64)
+        self.ranks = np.zeros(shape, np.int32)
+        self.scalings = np.zeros(shape, np.float32)
+        self.kind = np.empty(0, np.float32 if dtype is torch.float32 else np.uint16)
+        self.device = device
+        self._on_device: GroupTable | None = None
+
+    def set(self, slot: int, module: int, weights: LoraWeights) -> None:
+        """Let the rows of `slot` use `weights`: a C-contiguous, b the transpose of a C-contiguous tensor."""
+        if not (weights.a.is_contiguous() and weights.b.t().is_contiguous() and weights.a.dtype is self.dtype):
+            raise ValueError("the weights do not lie as the kernels read them")
+        self.weights[module][slot] = weights
+        self.addresses[slot, module] = weights.a.data_ptr(), weights.b.data_ptr()
+        self.ranks[slot, module] = weights.a.shape[0]
+        self.scalings[slot, module] = weights.scaling
+        self.slots.add(slot)
+        self._on_device = None
+
+    def clear(self, slot: int, module: int) -> None:
+        """Let the rows of `slot` leave `module` as it is."""
+        if self.weights[module].pop(slot, None) is not None:
+            self.ranks[slot, module] = 0
+            self._on_device = None
+            if not self.ranks[slot].any():
+                self.slots.remove(slot)
+
+    def on_device(self) -> GroupTable:
+        """The table as CUDA's kernel reads it, copied after each change."""
+        from atoll.kernels.triton.lora import GroupTable
+
+        if self._on_device is None:
+            arrays = self.addresses, self.ranks, self.scalings, self.columns.astype(np.int32)
+            addresses, ranks, scalings, columns = (torch.from_numpy(array).to(self.device) for array in arrays)
+            self._on_device = GroupTable(
+                addresses, ranks, scalings, columns, self.dtype, int(self.ranks.max()), max(self.out_sizes)
+            )
+        return self._on_device
+
+
+def add_lora_group(x: Tensor, y: Tensor, rows: LoraRows, table: LoraTable) -> None:
+    """Add the LoRA products of all modules of a group to `y`, in place; for inference.
+
+    x: [tokens, in_features]. y: [tokens, out_features], C-contiguous, the modules' columns side by side. Sums are taken
+    in float32. Costs nothing where no row's slot has weights here. How many neighbours of the same slot a row has may
+    change the order of its sums, and so their rounding, and nothing else.
+    """
+    if table.slots.isdisjoint(rows.slots):
+        return
+    if x.dtype not in (torch.float32, torch.bfloat16) or table.dtype not in (torch.float32, torch.bfloat16):
+        from atoll.kernels.reference import lora as reference
+
+        reference.add_lora_group(x, y, rows.segments, table)
+    elif x.device.type == "cuda":
+        from atoll.kernels.triton import lora as triton
+
+        triton.add_group(x, y, rows.tiles, table.on_device())
+    else:
+        from atoll.kernels.cpu import lora as cpu
+
+        cpu.add_group(x, y, rows.array, table)

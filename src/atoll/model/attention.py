@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from atoll.errors import Incompatible
 from atoll.kernels.attention import PagedLayout, packed_attention, paged_attention
+from atoll.kernels.fused import rope_store
 from atoll.kernels.kv import KVCache
 
 ATTENTION = "atoll"
@@ -68,6 +69,28 @@ class PagedContext:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         return paged_attention(q, k, v, keys, values, self._layout, **options)
 
+    def attend_qkv(
+        self,
+        layer: int,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        **options: Any,
+    ) -> Tensor:
+        """The same for queries, keys and values side by side that have not been rotated yet; changes `qkv`.
+
+        qkv: [tokens, (num_heads + 2 * num_kv_heads) * dim], contiguous. cos, sin: [tokens, dim] or [1, tokens, dim].
+        Returns [tokens, num_heads * dim].
+        """
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        rope_store(qkv, cos, sin, self._kv_index, keys, values, num_heads)
+        heads = qkv.view(len(qkv), -1, keys.shape[2])
+        q, k, v = heads.split_with_sizes([num_heads, num_kv_heads, num_kv_heads], dim=1)
+        return paged_attention(q, k, v, keys, values, self._layout, **options).view(len(qkv), -1)
+
 
 class _Ambient:
     """The context in force. A paged context belongs to its thread, as engines do; a packed one to the process.
@@ -87,6 +110,14 @@ class _Ambient:
 
 
 _ambient = _Ambient()
+
+
+def current_context() -> PagedContext:
+    """The step of an engine that runs on this thread; raises RuntimeError outside of one."""
+    context = _ambient.context
+    if not isinstance(context, PagedContext):
+        raise RuntimeError("a model fused for serving was run outside of an engine's step")
+    return context
 
 
 @contextlib.contextmanager

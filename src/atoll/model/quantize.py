@@ -30,11 +30,16 @@ def bitsandbytes_config(quantization: QuantizationConfig, dtype: torch.dtype) ->
 
 
 def keep_differentiable(model: PreTrainedModel) -> None:
-    """Stop bitsandbytes from repacking NF4 weights on CPUs with AVX-512 BF16; call before the first forward pass.
+    """Stop bitsandbytes from computing otherwise on CPUs as soon as there are, or are no, gradients.
 
-    The first pass without gradients would do so, in place and for good. The repacked product computes in bf16, fails on
-    rows that are no multiple of 64, and has no gradient: adapters below it would silently stop learning.
+    4 bits: the first pass without gradients would repack the weights for AVX-512 BF16, in place and for good. That
+    product computes in bf16, fails on rows that are no multiple of 64, and has no gradient: adapters below it would
+    silently stop learning. 8 bits: in train mode (gradient checkpointing) it would multiply by the weights in floating
+    point, and adapters would be served on another base than they learned on. Call it before the first forward pass.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            module.eval()
+            module.train = lambda mode=True, module=module: module

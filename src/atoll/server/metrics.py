@@ -141,4 +141,6 @@ class _EngineCollector(Collector):
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value)
-        yield CounterMetricFamily("atoll_preemptions", "Requests sent back for lack of blocks.", stats.num_preemptions)
+        yield CounterMetricFamily(
+            "atoll_preemptions", "Requests sent back for others' blocks or places.", stats.num_preemptions
+        )

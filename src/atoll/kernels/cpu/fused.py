@@ -1,0 +1,121 @@
+# mypy: disable-error-code="attr-defined, call-arg, untyped-decorator"
+"""Norm, activation and rotation with the cache's write in one pass each, on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import carray, njit, prange
+from torch import Tensor
+
+from atoll.kernels.cpu.exp import exp
+from atoll.kernels.cpu.threads import num_threads
+from atoll.kernels.cpu.values import FAST, Array, like, pointer, to_float32
+
+KINDS: dict[torch.dtype, Array] = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
+"""Dtypes that the kernels compute, and the numpy type in which they see them."""
+
+# Numbers for which another thread is worth waking.
+_PER_THREAD = 16384
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: [tokens, n], weight: [n], both contiguous and of one dtype."""
+    out = torch.empty_like(x)
+    num_threads(1 + x.numel() // _PER_THREAD)
+    _rms_norm(KINDS[x.dtype], x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, float(eps))
+    return out
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate_up: [tokens, 2 * n], contiguous."""
+    tokens, width = gate_up.shape
+    out = gate_up.new_empty(tokens, width // 2)
+    num_threads(1 + gate_up.numel() // _PER_THREAD)
+    _silu_mul(KINDS[out.dtype], gate_up.data_ptr(), out.data_ptr(), tokens, width // 2)
+    return out
+
+
+def rope_store(
+    qkv: Tensor, cos: Tensor, sin: Tensor, kv_index: Tensor, keys: Tensor, values: Tensor, num_heads: int
+) -> None:
+    """As `kernels.fused.rope_store` says; all contiguous and of one dtype."""
+    num_threads(1 + qkv.numel() // _PER_THREAD)
+    _rope_store(
+        KINDS[qkv.dtype], qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_index.data_ptr(), keys.data_ptr(),
+        values.data_ptr(), qkv.shape[0], num_heads, *keys.shape,
+    )  # fmt: skip
+
+
+@njit(fastmath=FAST, error_model="numpy", nogil=True)
+def _norm_row(x: Array, weight: Array, eps: np.float32, out: Array) -> None:
+    squares = np.float32(0)
+    for i in range(len(x)):
+        squares += to_float32(x[i]) * to_float32(x[i])
+    factor = np.float32(1) / np.sqrt(squares / np.float32(len(x)) + eps)
+    for i in range(len(x)):
+        normal = to_float32(like(to_float32(x[i]) * factor, out[i]))
+        out[i] = like(to_float32(weight[i]) * normal, out[i])
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _rms_norm(
+    kind: Array, x_address: int, weight_address: int, out_address: int, num_rows: int, width: int, eps: float
+) -> None:  # fmt: skip
+    x = carray(pointer(x_address), (num_rows, width), kind.dtype)
+    weight = carray(pointer(weight_address), (width,), kind.dtype)
+    out = carray(pointer(out_address), (num_rows, width), kind.dtype)
+    small = np.float32(eps)
+    for row in prange(num_rows):
+        _norm_row(x[row], weight, small, out[row])
+
+
+# Dividing as numpy does: Python's check for zero would keep the loop from becoming vector instructions.
+@njit(error_model="numpy", nogil=True)
+def _silu_row(gates: Array, up: Array, out: Array) -> None:
+    for i in range(len(out)):
+        gate = to_float32(gates[i])
+        active = to_float32(like(gate / (np.float32(1) + exp(-gate)), out[i]))
+        out[i] = like(active * to_float32(up[i]), out[i])
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _silu_mul(kind: Array, gate_up_address: int, out_address: int, num_rows: int, width: int) -> None:
+    gate_up = carray(pointer(gate_up_address), (num_rows, 2 * width), kind.dtype)
+    out = carray(pointer(out_address), (num_rows, width), kind.dtype)
+    for row in prange(num_rows):
+        _silu_row(gate_up[row, :width], gate_up[row, width:], out[row])
+
+
+# Nothing is contracted: in float32 the bits are those of transformers' own products and sums.
+@njit(nogil=True)
+def _rotate(heads: Array, row: int, head: int, cos: Array, sin: Array) -> None:
+    half = heads.shape[2] // 2
+    for d in range(half):
+        x, y = heads[row, head, d], heads[row, head, half + d]
+        first = to_float32(like(to_float32(x) * to_float32(cos[row, d]), x))
+        second = to_float32(like(to_float32(y) * to_float32(cos[row, half + d]), x))
+        minus = to_float32(like(to_float32(y) * to_float32(sin[row, d]), x))
+        plus = to_float32(like(to_float32(x) * to_float32(sin[row, half + d]), x))
+        heads[row, head, d] = like(first - minus, x)
+        heads[row, head, half + d] = like(second + plus, x)
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _rope_store(
+    kind: Array, qkv_address: int, cos_address: int, sin_address: int, kv_index_address: int, keys_address: int,
+    values_address: int, num_rows: int, num_heads: int, num_positions: int, num_kv_heads: int, dim: int,
+) -> None:  # fmt: skip
+    heads = carray(pointer(qkv_address), (num_rows, num_heads + 2 * num_kv_heads, dim), kind.dtype)
+    cos = carray(pointer(cos_address), (num_rows, dim), kind.dtype)
+    sin = carray(pointer(sin_address), (num_rows, dim), kind.dtype)
+    kv_index = carray(pointer(kv_index_address), (num_rows,), np.int64)
+    keys = carray(pointer(keys_address), (num_positions, num_kv_heads, dim), kind.dtype)
+    values = carray(pointer(values_address), (num_positions, num_kv_heads, dim), kind.dtype)
+    for row in prange(num_rows):
+        for head in range(num_heads + num_kv_heads):
+            _rotate(heads, row, head, cos, sin)
+        for head in range(num_kv_heads):
+            for d in range(dim):
+                keys[kv_index[row], head, d] = heads[row, num_heads + head, d]
+                values[kv_index[row], head, d] = heads[row, num_heads + num_kv_heads + head, d]

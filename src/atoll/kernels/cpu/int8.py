@@ -1,0 +1,137 @@
+"""Products of 8-bit integers on the CPU: quantised rows times quantised output channels, exact until they are scaled.
+
+A row is scaled by its own largest value alone, so that it never depends on its batch-mates. A few rows are bound by
+reading the weights, which numba's kernel does at the speed of the memory; many are oneDNN's. Both add the same integers
+and scale them by the same factors in the same order: which of them computed a row does not show.
+Source: LLM.int8(), arXiv 2208.07339, without its outliers, as bitsandbytes computes it: inputs are rounded to float16
+before they are quantised, so that a served row has the same integers as a trained one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from atoll.kernels.cpu.threads import num_threads
+from atoll.kernels.cpu.values import Array, as_numpy, like, to_float32
+
+_FEW_ROWS = 4
+_ZERO_POINT = 128  # oneDNN multiplies int8 weights with uint8 inputs
+_LARGEST = np.float32(127)
+_MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+
+
+class Int8Linear:
+    """A linear layer with a scale for each output channel. Keeps the weights twice, once as oneDNN wants them."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        """codes: [out_features, in_features] int8. scales: [out_features] float32; weight = codes * scales[:, None]."""
+        self.out_features, self.in_features = codes.shape
+        codes, self._scales = codes.contiguous(), scales.float().contiguous()
+        self._bias = None if bias is None else bias.detach().float().contiguous()
+        offsets = torch.zeros(self.out_features) if self._bias is None else self._bias
+        self._arrays = as_numpy(codes), as_numpy(self._scales), as_numpy(offsets)
+        self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
+        self._packed: Tensor | None = None
+        # Without VNNI oneDNN adds in 16 bits, which saturates.
+        if torch.cpu._is_vnni_supported():
+            self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
+        self.num_bytes = codes.numel() * (1 if self._packed is None else 2) + 4 * self.out_features
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [tokens, in_features] float32 or bfloat16. Returns [tokens, out_features] in the same dtype."""
+        rows = as_numpy(x.contiguous())
+        if self._packed is None or len(x) <= _FEW_ROWS:
+            y = x.new_empty(len(x), self.out_features)
+            _multiply(rows, *self._arrays, as_numpy(y), num_threads())
+            return y
+        codes, row_scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), 1)
+        _quantise_rows(rows, as_numpy(codes), as_numpy(row_scales), num_threads())
+        products: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, _ZERO_POINT, self._packed, self._scales, self._zero_points, None, 1.0, 0, torch.float32,
+            "none", [], "",
+        )  # fmt: skip
+        products.mul_(row_scales)
+        if self._bias is not None:
+            products.add_(self._bias)
+        return products.to(x.dtype)
+
+
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes [out_features, in_features] and float32 scales [out_features] of a dense weight."""
+    rounded = weight.half().float()
+    largest = rounded.abs().amax(dim=1)
+    steps = torch.where(largest > 0, 127 / largest, 0)
+    return (rounded * steps[:, None]).round().to(torch.int8), largest / 127
+
+
+@njit(nogil=True)
+def _as_float16(bits: np.uint32) -> np.float32:
+    """The bits of a float32, rounded to float16's ten bits of mantissa; it keeps its own range."""
+    odd = np.uint32(np.uint32(bits >> np.uint32(13)) & np.uint32(1))
+    return np.uint32(np.uint32(bits + np.uint32(odd + np.uint32(0xFFF))) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@njit(nogil=True)
+def _quantise(row: Array, zero_point: int, codes: Array) -> np.float32:
+    """Fill codes with row / scale + zero_point, rounded to the nearest even, and return the scale.
+
+    The scale is not finite where the row is not.
+    """
+    # As integers, magnitudes keep their order, and NaN is the largest.
+    bits = np.uint32(0)
+    for k in range(len(row)):
+        bits = max(bits, np.uint32(np.float32(to_float32(row[k])).view(np.uint32) & _MAGNITUDE))
+    if bits >= _INFINITY:
+        codes[:] = zero_point
+        return np.float32(np.nan)
+    largest = _as_float16(bits)
+    # In this order, as PyTorch divides a number by a tensor: a value between two integers goes the same way.
+    step = np.float32(1) / largest * _LARGEST if largest > 0 else np.float32(0)
+    for k in range(len(row)):
+        value = _as_float16(np.float32(to_float32(row[k])).view(np.uint32))
+        codes[k] = np.int32(np.rint(value * step)) + np.int32(zero_point)
+    return largest / _LARGEST
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _quantise_rows(x: Array, codes: Array, row_scales: Array, num_threads: int) -> None:
+    """x: [tokens, in_features] float32 or uint16 (bfloat16). codes: the same, uint8. row_scales: [tokens, 1]."""
+    for thread in prange(num_threads):
+        for row in range(thread * len(x) // num_threads, (thread + 1) * len(x) // num_threads):
+            row_scales[row, 0] = _quantise(x[row], _ZERO_POINT, codes[row])
+
+
+@njit(nogil=True)
+def _dot4(w0: Array, w1: Array, w2: Array, w3: Array, x: Array) -> tuple[np.int32, ...]:
+    """Four products at once, so that the input is widened and loaded once."""
+    sum0 = sum1 = sum2 = sum3 = np.int32(0)
+    for k in range(len(x)):
+        value = np.int32(x[k])
+        sum0 = np.int32(sum0 + np.int32(np.int32(w0[k]) * value))
+        sum1 = np.int32(sum1 + np.int32(np.int32(w1[k]) * value))
+        sum2 = np.int32(sum2 + np.int32(np.int32(w2[k]) * value))
+        sum3 = np.int32(sum3 + np.int32(np.int32(w3[k]) * value))
+    return sum0, sum1, sum2, sum3
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _multiply(x: Array, weight: Array, scales: Array, bias: Array, y: Array, num_threads: int) -> None:
+    """x: [tokens, in_features], y: [tokens, out_features], both float32 or uint16. weight: [out_features, in] int8."""
+    codes = np.empty(x.shape, np.int16)
+    row_scales = np.empty(len(x), np.float32)
+    for row in range(len(x)):
+        row_scales[row] = _quantise(x[row], 0, codes[row])
+    last = len(weight) - 1
+    num_blocks = last // 4 + 1
+    for thread in prange(num_threads):
+        for block in range(thread * num_blocks // num_threads, (thread + 1) * num_blocks // num_threads):
+            o0 = 4 * block
+            o1, o2, o3 = min(o0 + 1, last), min(o0 + 2, last), min(o0 + 3, last)
+            for row in range(len(x)):
+                sums = _dot4(weight[o0], weight[o1], weight[o2], weight[o3], codes[row])
+                for o, total in zip((o0, o1, o2, o3), sums):  # noqa: B905 - numba's zip is never strict
+                    value = np.float32(total) * scales[o] * row_scales[row] + bias[o]
+                    y[row, o] = like(value, y[row, o])

@@ -1,0 +1,34 @@
+# mypy: disable-error-code="attr-defined, no-untyped-call"
+"""The one place that says how numba's kernels use threads: as many as PyTorch, from the same OpenMP pool."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from numba import config
+from numba.np.ufunc import parallel
+
+# PyTorch's pool: two would fight over the cores, and numba's "workqueue" dies when two threads use it at once.
+config.THREADING_LAYER = "omp"
+
+
+def num_threads(at_most: int = sys.maxsize) -> int:
+    """Threads for the kernel that the calling thread starts next: PyTorch's, or `at_most` for little work.
+
+    Little work is better done alone: where other programs keep the cores busy, a second thread may be long in coming.
+    """
+    wanted: int = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS, at_most)
+    # numba.set_num_threads checks its argument for longer than many a kernel takes, and calls this.
+    parallel._set_num_threads(wanted)
+    return wanted
+
+
+def _start() -> None:
+    # Starting the pool sets OpenMP's number of threads, and with it PyTorch's, to all cores.
+    wanted = torch.get_num_threads()
+    parallel._launch_threads()
+    torch.set_num_threads(wanted)
+
+
+_start()

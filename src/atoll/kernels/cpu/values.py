@@ -1,0 +1,124 @@
+"""What numba lacks: bfloat16, held as uint16, and arrays at a known address."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+# Sums may be taken in another order and multiplications fused; NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz"}
+
+
+def as_numpy(tensor: Tensor) -> Array:
+    """The tensor's own memory; bfloat16 as uint16."""
+    view: Array = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return view
+
+
+def to_float32(value: Any) -> Any:
+    """A float32, or a bfloat16 held as uint16, as float32; for kernels."""
+    raise NotImplementedError
+
+
+def like(value: Any, example: Any) -> Any:
+    """A float32 in the type of `example`, rounded to the nearest even bfloat16 where that is uint16; for kernels."""
+    raise NotImplementedError
+
+
+@overload(to_float32)
+def _to_float32(value: Any) -> Any:
+    def same(value: Any) -> Any:
+        return value
+
+    def widened(value: Any) -> Any:
+        return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+
+    return same if value == types.float32 else widened
+
+
+@overload(like)
+def _like(value: Any, example: Any) -> Any:
+    def same(value: Any, example: Any) -> Any:
+        return value
+
+    def rounded(value: Any, example: Any) -> Any:
+        bits = np.float32(value).view(np.uint32)
+        if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
+            return np.uint16(0x7FC0)  # NaN, which rounding could turn into infinity
+        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+        return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
+
+    return same if example == types.float32 else rounded
+
+
+def begin_sum(row: Any, scratch: Any) -> None:
+    """Start a sum onto `row`: for kernels that want one rounding, however many terms there are.
+
+    Float32 is summed in place. Where the row is bfloat16 the sum grows in `scratch` until `end_sum`.
+    """
+    raise NotImplementedError
+
+
+def running_sum(row: Any, scratch: Any) -> Any:
+    """The float32 array to add to between `begin_sum` and `end_sum`."""
+    raise NotImplementedError
+
+
+def end_sum(row: Any, scratch: Any) -> None:
+    """Put the sum into `row`."""
+    raise NotImplementedError
+
+
+@overload(begin_sum)
+def _begin_sum(row: Any, scratch: Any) -> Any:
+    def nothing(row: Any, scratch: Any) -> None:
+        pass
+
+    def widen(row: Any, scratch: Any) -> None:
+        for k in range(len(row)):
+            scratch[k] = to_float32(row[k])
+
+    return nothing if row.dtype == types.float32 else widen
+
+
+@overload(running_sum)
+def _running_sum(row: Any, scratch: Any) -> Any:
+    def in_place(row: Any, scratch: Any) -> Any:
+        return row
+
+    def aside(row: Any, scratch: Any) -> Any:
+        return scratch
+
+    return in_place if row.dtype == types.float32 else aside
+
+
+@overload(end_sum)
+def _end_sum(row: Any, scratch: Any) -> Any:
+    def nothing(row: Any, scratch: Any) -> None:
+        pass
+
+    def narrow(row: Any, scratch: Any) -> None:
+        for k in range(len(row)):
+            row[k] = like(scratch[k], row[k])
+
+    return nothing if row.dtype == types.float32 else narrow
+
+
+@intrinsic
+def pointer(typing_context: Any, address: Any) -> Any:
+    """An int64 address as what `numba.carray` takes; for kernels."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate

@@ -1,0 +1,207 @@
+"""Before serving: give the model's blocks packed weights and fused kernels where they compute as Llama's do.
+
+What transformers defines stays the definition. A block is exchanged only where the code of its class is, word for word,
+one of those below; architectures in transformers repeat that code, so this covers most of them. Every other block keeps
+its own forward pass, with packed weights in its linear layers. A fused model serves: it has no gradients, and its dense
+weights are given back.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.mistral.modeling_mistral import MistralAttention
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+
+from atoll.adapters.linear import LinearGroup, MultiLoRALinear
+from atoll.kernels.fused import rms_norm, silu_mul
+from atoll.kernels.linear import pack_modules
+from atoll.model.attention import current_context
+
+# How each known attention finds its window.
+_WINDOWS: dict[type[nn.Module], Callable[[Any], int | None]] = {
+    LlamaAttention: lambda attention: None,
+    MistralAttention: lambda attention: getattr(attention.config, "sliding_window", None),
+    Qwen2Attention: lambda attention: attention.sliding_window,
+    Qwen3Attention: lambda attention: attention.sliding_window,
+}
+
+
+class FusedAttention(nn.Module):
+    """Attention with one product for queries, keys and values, and rotation and cache in one kernel each."""
+
+    def __init__(self, attention: Any, window: int | None, group: Callable[..., LinearGroup]) -> None:
+        super().__init__()
+        self.layer_idx: int = attention.layer_idx
+        self.qkv = group(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o = group(attention.o_proj)
+        self.norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        self._head_dim: int = attention.head_dim
+        self._num_heads = attention.q_proj.out_features // attention.head_dim
+        self._num_kv_heads = attention.k_proj.out_features // attention.head_dim
+        self._scale: float = attention.scaling
+        self._window = window
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        """hidden_states: [1, tokens, hidden]. Returns the same shape; the context in force decides who sees whom."""
+        qkv = self.qkv(hidden_states[0])
+        if self.norms is not None:
+            self._normalise(qkv)
+        out = current_context().attend_qkv(
+            self.layer_idx,
+            qkv,
+            *position_embeddings,
+            num_heads=self._num_heads,
+            num_kv_heads=self._num_kv_heads,
+            scale=self._scale,
+            window=self._window,
+            softcap=None,
+        )
+        return self.o(out)[None], None
+
+    def _normalise(self, qkv: Tensor) -> None:
+        """Normalise every head's query and key in place (Qwen3)."""
+        start = 0
+        for norm, num_heads in zip(self.norms or (), (self._num_heads, self._num_kv_heads), strict=True):
+            heads = qkv[:, start : start + num_heads * self._head_dim]
+            heads.copy_(norm(heads.reshape(-1, self._head_dim)).view(heads.shape))
+            start += num_heads * self._head_dim
+
+
+class FusedMLP(nn.Module):
+    """A gated MLP with one product for gate and up."""
+
+    def __init__(self, mlp: Any, group: Callable[..., LinearGroup]) -> None:
+        super().__init__()
+        self.gate_up = group(mlp.gate_proj, mlp.up_proj)
+        self.down = group(mlp.down_proj)
+        # transformers wraps SiLU in a class of its own.
+        is_silu = type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+        self._combine = silu_mul if is_silu else _gated(mlp.act_fn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [1, tokens, hidden]. Returns the same shape."""
+        out: Tensor = self.down(self._combine(self.gate_up(x[0])))
+        return out[None]
+
+
+class FusedRMSNorm(nn.Module):
+    """Llama's RMSNorm in one pass."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self._eps: float = norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden]. Returns the same shape."""
+        return rms_norm(x.view(-1, x.shape[-1]), self.weight, self._eps).view(x.shape)
+
+
+class PackedHead(nn.Module):
+    """The output head with a packed copy of its weight, which the embedding may share."""
+
+    def __init__(self, head: nn.Module, *, bits: int | None) -> None:
+        super().__init__()
+        self._product = pack_modules([head], bits=bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [1, tokens, hidden]. Returns [1, tokens, vocab]. A step that ends no prompt has no tokens here."""
+        if x.numel() == 0:
+            return x.new_empty(*x.shape[:-1], self._product.out_features)
+        return self._product(x[0])[None]
+
+
+@torch.inference_mode()
+def fuse(model: PreTrainedModel, *, bits: int | None = None) -> None:
+    """Exchange the blocks of a model that has a bank of adapters already, in place and for good.
+
+    bits 8: dense linear layers, the head as well, compute in 8 bits by row and column. Otherwise the answers are those
+    of the model as it was, up to rounding. Adapters are loaded through the bank as before.
+    """
+
+    def group(*layers: MultiLoRALinear) -> LinearGroup:
+        return LinearGroup(layers, bits=bits, drop_weights=True)
+
+    head = model.get_output_embeddings()
+    for parent, name, module in list(_children(model)):
+        if module is head:
+            setattr(parent, name, PackedHead(module, bits=bits))
+        elif (fused := _fused(module, group)) is not None:
+            setattr(parent, name, fused)
+    for parent, name, module in list(_children(model)):
+        if isinstance(module, MultiLoRALinear):
+            setattr(parent, name, group(module))
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Every module below `model` with its parent; not what lies inside of a group."""
+    for parent in model.modules():
+        if not isinstance(parent, LinearGroup):
+            yield from ((parent, name, child) for name, child in parent.named_children())
+
+
+def _fused(module: nn.Module, group: Callable[..., LinearGroup]) -> nn.Module | None:
+    kind = type(module)
+    for known, window in _WINDOWS.items():
+        if _same_code(kind, known) and _same_rotation(kind):
+            return FusedAttention(module, window(module), group)
+    if _same_code(kind, LlamaMLP):
+        return FusedMLP(module, group)
+    if _same_code(kind, LlamaRMSNorm):
+        return FusedRMSNorm(module)
+    return None
+
+
+def _gated(act_fn: nn.Module) -> Callable[[Tensor], Tensor]:
+    def combine(gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        product: Tensor = act_fn(gate) * up
+        return product
+
+    return combine
+
+
+def _same_rotation(attention: type[nn.Module]) -> bool:
+    rotate = _globals(attention).get("apply_rotary_pos_emb")
+    return (
+        rotate is not None
+        and _code(rotate) == _code(apply_rotary_pos_emb)
+        and (_code(rotate.__globals__["rotate_half"]) == _code(apply_rotary_pos_emb.__globals__["rotate_half"]))
+    )
+
+
+def _globals(kind: type[nn.Module]) -> Mapping[str, Any]:
+    variables: Mapping[str, Any] = inspect.unwrap(kind.forward).__globals__
+    return variables
+
+
+def _same_code(kind: type[nn.Module], known: type[nn.Module]) -> bool:
+    return kind is known or (
+        kind.__module__.startswith("transformers.") and _code(kind.forward) == _code(known.forward)
+    )
+
+
+@cache
+def _code(function: Callable[..., Any]) -> str:
+    """The statements of a function, without its comments, documentation and annotations of arguments."""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    is_documented = ast.get_docstring(definition) is not None
+    return "\n".join(ast.unparse(statement) for statement in definition.body[is_documented:])
