@@ -19,7 +19,7 @@ from atoll.tasks.task import find_task
 ROOT = Path(__file__).parents[2]
 DECISIONS = ROOT / "docs" / "decisions"
 FLEETS = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name != "task.yaml")
-TARGETS = {"setup", "demo", "test", "check", "bench"}
+TARGETS = {"setup", "demo", "test", "nightly", "check", "bench"}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
 
@@ -43,6 +43,7 @@ class _Resident:
     slot: int
     staged: StagedAdapter | None
     num_users: int = 0
+    loaded_at_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -218,9 +219,16 @@ class AdapterResidency:
 
     def _find_idle(self, is_urgent: bool) -> _Resident | None:
         """The least recently used adapter whose slot may be taken."""
-        within_s = KEEP_S if is_urgent else KEEP_FROM_PREFETCH_S
+        now_s = time.monotonic()
         for digest, resident in self._residents.items():
-            if not resident.num_users and digest not in self._pinned and not self._is_awaited(digest, within_s):
+            if resident.num_users or digest in self._pinned:
+                continue
+            if is_urgent:
+                # Once it was used its turn is over, however many wait for it.
+                is_kept = resident.staged is not None and now_s - resident.loaded_at_s < KEEP_S
+            else:
+                is_kept = self._is_awaited(digest, KEEP_FROM_PREFETCH_S)
+            if not is_kept:
                 return resident
         return None
 
