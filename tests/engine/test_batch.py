@@ -42,7 +42,7 @@ def test_equals_one_token_after_the_other(jobs: list[tuple[int, int, int, int]],
         chunk.state.block_ids[position // block_size] * block_size + position % block_size for chunk, position in tokens
     ]
     last = [row for row, (chunk, position) in enumerate(tokens) if position == len(chunk.state.token_ids) - 1]
-    assert step.sampled_rows.tolist() == last
+    assert step.logit_rows.tolist() == last
     assert step.seq_lens.tolist() == [chunk.stop for chunk in batch.chunks]
     lengths = [chunk.stop - chunk.start for chunk in batch.chunks]
     assert step.query_start.tolist() == [sum(lengths[:index]) for index in range(len(lengths) + 1)]

@@ -42,6 +42,7 @@ class ScriptedSlots:
     def __init__(self, num_slots: int, *, is_instant: bool = False) -> None:
         self.num_slots = num_slots
         self.is_instant = is_instant
+        self.pinned: frozenset[str] = frozenset()
         self.num_prefetches = 0
         self.wanted: set[str] = set()
         self.ready: set[str] = set()

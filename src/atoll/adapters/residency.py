@@ -19,6 +19,7 @@ from atoll.adapters.peft_io import AdapterWeights, read_adapter
 from atoll.adapters.store import StoredAdapter
 from atoll.adapters.tiers import HostTier, MayGo, TieredAdapter, TierStats, default_host_bytes
 from atoll.errors import AdapterInvalid, AtollError, Overloaded, UsageError
+from atoll.kernels.openmp import use_one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ class _Load:
 class AdapterResidency:
     """Owns the bank's slots and the host memory for adapters.
 
-    `prefetch`, `acquire` and `release` are for the thread that runs the steps and never block; the rest may be called
-    from any thread. Loader threads read and check files and copy into slots that nobody uses, one copy at a time; the
-    step thread only publishes what is there. `on_loaded` is called from a loader thread whenever a load has ended, to
-    wake a waiting engine.
+    `acquire` and `release` are for the thread that runs the steps; they and `prefetch` never block. The rest may be
+    called from any thread, and `prefetch` too. Loader threads read and check files and copy into slots that nobody
+    uses, one copy at a time; the step thread only publishes what is there. `on_loaded` is called from a loader thread
+    whenever a load has ended, to wake a waiting engine.
 
     base_digest: adapters whose contract names another base are refused. host_bytes: the limit of host memory for
     adapters; None for a share of what is free.
@@ -87,7 +88,7 @@ class AdapterResidency:
         self._pinned: set[str] = set()
         self._counts = TierStats()
         self._copying = Lock()
-        self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adapter-loader")
+        self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adapter-loader", initializer=use_one_thread)
         device = next((layer.weight.device for layer in bank.layers.values()), torch.device("cpu"))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -123,6 +124,12 @@ class AdapterResidency:
                 host_bytes=self._host.num_bytes,
                 max_host_bytes=self._host.max_bytes,
             )
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """The digests of adapters that keep their slots."""
+        with self._lock:
+            return frozenset(self._pinned)
 
     def pin(self, digest: str) -> None:
         """Keep an adapter in its slot and in host memory from now on, or from when it is loaded next.

@@ -136,16 +136,17 @@ def _prompt(
 
 def _answer(base: BaseModel, catalog: AdapterCatalog, ask: Ask, *, show: bool) -> FinishEvent:
     """Start an engine for one request; its text goes to stdout while it comes. Raises the request's AtollError."""
-    from atoll.engine import EngineConfig, Request, build_engine
+    from atoll.engine import EngineConfig, build_engine
+    from atoll.engine.request import ignore
+    from atoll.server.caller import ANYBODY
     from atoll.server.prepare import Preparer
     from atoll.server.settings import ServerSettings
 
     with build_engine(base, num_slots=1, max_rank=_MAX_RANK, config=EngineConfig(max_num_requests=1)) as engine:
-        prepared = Preparer(base, catalog, ServerSettings(), max_length=engine.max_length).prepare(ask)
+        prepared = Preparer(base, catalog, ServerSettings(), max_length=engine.max_length).prepare(ask, ANYBODY)
         if prepared.num_cut_tokens:
             print(f"note: {prepared.num_cut_tokens} tokens of the longest column were cut", file=sys.stderr)
-        request = Request(prompt_ids=prepared.prompt_ids, sampling=prepared.sampling, adapter=prepared.adapter)
-        return _stream(engine, request, show=show)
+        return _stream(engine, prepared.request(0, ANYBODY, ignore), show=show)
 
 
 def _stream(engine: Engine, request: Request, *, show: bool) -> FinishEvent:

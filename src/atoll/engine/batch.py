@@ -16,13 +16,16 @@ from atoll.engine.state import ScheduledBatch
 class BatchTensors:
     """One step's input, all on the CPU.
 
-    input_ids, position_ids: [1, tokens] int64. sampled_rows: int64, the rows whose logits are wanted. query_start:
-    [n + 1], seq_lens: [n], block_table: [n, max_blocks], kv_index: [tokens] as in model.attention.PagedContext.
+    input_ids, position_ids: [1, tokens] int64. logit_rows: int64, the rows whose logits are wanted: those that a token
+    is sampled from, then `num_prompt_rows` that precede tokens of prompts whose log-probabilities are wanted.
+    query_start: [n + 1], seq_lens: [n], block_table: [n, max_blocks], kv_index: [tokens] as in
+    model.attention.PagedContext.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    sampled_rows: Tensor
+    logit_rows: Tensor
+    num_prompt_rows: int
     query_start: Tensor
     seq_lens: Tensor
     block_table: Tensor
@@ -42,16 +45,25 @@ def build_batch(batch: ScheduledBatch, block_size: int) -> BatchTensors:
     block_table = np.zeros((len(chunks), -(-int(stops.max()) // block_size)), dtype=np.int32)
     token_ids: list[int] = []
     rows_of_slots: dict[int, int] = {}
-    for row, (state, start, stop) in enumerate(chunks):
+    is_sampled = stops == ends
+    prompt_rows: list[int] = []
+    for row, chunk in enumerate(chunks):
+        state, start, stop = chunk
         block_ids = np.frombuffer(state.block_ids, dtype=np.int32)[: block_table.shape[1]]
         block_table[row, : len(block_ids)] = block_ids
         token_ids += state.token_ids[start:stop]
         rows_of_slots[state.slot] = rows_of_slots.get(state.slot, 0) + stop - start
+        if state.request.needs_whole_prompt:
+            is_sampled[row] &= not state.request.embed
+            prompt_rows.extend(query_start[row] + np.arange(len(chunk.prompt_targets)))
     blocks, offsets = np.divmod(positions, block_size)
     return BatchTensors(
         input_ids=torch.from_numpy(np.array(token_ids))[None],
         position_ids=torch.from_numpy(positions)[None],
-        sampled_rows=torch.from_numpy(query_start[1:][stops == ends] - 1),
+        logit_rows=torch.from_numpy(
+            np.concatenate([query_start[1:][is_sampled] - 1, np.array(prompt_rows, dtype=np.int64)])
+        ),
+        num_prompt_rows=len(prompt_rows),
         query_start=torch.from_numpy(query_start.astype(np.int32)),
         seq_lens=torch.from_numpy(stops.astype(np.int32)),
         block_table=torch.from_numpy(block_table),

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.residency import AdapterResidency
-from atoll.adapters.tiers import TierStats
+from atoll.adapters.store import StoredAdapter
+from atoll.adapters.tiers import TieredAdapter, TierStats
 from atoll.engine.blocks import BlockPool
 from atoll.engine.output import Output
 from atoll.engine.request import ErrorEvent, Event, Request
-from atoll.engine.runner import Runner, choose_num_blocks
-from atoll.engine.sampler import Sample, sample
+from atoll.engine.runner import Runner, StepResult, choose_num_blocks
+from atoll.engine.sampler import Sample, sample, score
 from atoll.engine.scheduler import Scheduler
-from atoll.engine.state import Chunk, RequestState
+from atoll.engine.state import Chunk, RequestState, ScheduledBatch
 from atoll.errors import AtollError, RequestInvalid, UsageError
 from atoll.model.load import BaseModel
 
@@ -194,6 +195,19 @@ class EngineCore:
         if active := self._active.get(request_id):
             self._finish(active)
 
+    def pin(self, adapter: StoredAdapter) -> None:
+        """Keep an adapter in a slot, and load it. Raises UsageError if no slot would be left for others."""
+        self._residency.pin(adapter.digest)
+        self._residency.prefetch(adapter)
+
+    def unpin(self, digest: str) -> None:
+        """Let an adapter be evicted again."""
+        self._residency.unpin(digest)
+
+    def adapters(self) -> list[TieredAdapter]:
+        """The adapters on the device and in host memory."""
+        return self._residency.adapters()
+
     def abort_all(self) -> None:
         for request_id in list(self._active):
             self.abort(request_id)
@@ -217,9 +231,11 @@ class EngineCore:
         for output in outputs:
             output.start()
         self._num_steps += 1
-        sampled = [chunk for chunk in batch.chunks if chunk.is_last]
+        sampled = [chunk for chunk in batch.chunks if chunk.is_sampled]
         try:
-            samples = self._sample(sampled, self._runner.run(batch))
+            result = self._runner.run(batch)
+            samples = self._sample(sampled, result.logits)
+            self._note_prompts(batch, result)
         except Exception as error:
             logger.exception("a step of %d requests failed", len(batch.chunks))
             for chunk in batch.chunks:
@@ -229,6 +245,11 @@ class EngineCore:
         self._num_computed += batch.num_tokens
         for chunk, choice in zip(sampled, samples, strict=True):
             self._take(chunk.state, choice)
+        for row in result.hidden_sums:
+            if batch.chunks[row].is_last:
+                active = self._active[batch.chunks[row].state.request.request_id]
+                active.output.finish_embedding()
+                self._finish(active)
         return True
 
     def stats(self) -> EngineStats:
@@ -262,6 +283,20 @@ class EngineCore:
     def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[Sample | None]:
         return sample(logits, [self._active[chunk.state.request.request_id].output.next_draw for chunk in chunks])
 
+    def _note_prompts(self, batch: ScheduledBatch, result: StepResult) -> None:
+        """Hand out what requests wanted to know about their prompts."""
+        first = 0
+        for row, chunk in enumerate(batch.chunks):
+            if not chunk.state.request.needs_whole_prompt:
+                continue
+            output = self._active[chunk.state.request.request_id].output
+            if row in result.hidden_sums:
+                output.take_hidden(chunk.start, result.hidden_sums[row])
+            if targets := chunk.prompt_targets:
+                logits = result.prompt_logits[first : first + len(targets)]
+                output.take_prompt_tokens(chunk.start, score(logits, targets, chunk.state.request.prompt_logprobs or 0))
+                first += len(targets)
+
     def _take(self, state: RequestState, choice: Sample | None) -> None:
         """Hand one token to its request; whatever goes wrong here is that request's own failure."""
         active = self._active[state.request.request_id]
@@ -275,7 +310,8 @@ class EngineCore:
             self._num_generated += 1
             state.request.on_event(event)
         except Exception as error:
-            logger.exception("request %s failed", state.request.request_id)
+            if not isinstance(error, RequestInvalid):
+                logger.exception("request %s failed", state.request.request_id)
             self._fail(state, _explained(error, "the request's token could not be delivered"))
             return
         if active.output.finish_reason is not None:

@@ -13,9 +13,12 @@ from types import TracebackType
 from typing import Literal
 
 from atoll.adapters.bank import AdapterBank
+from atoll.adapters.store import StoredAdapter
+from atoll.adapters.tiers import TieredAdapter
 from atoll.engine.core import EngineConfig, EngineCore, EngineStats
 from atoll.engine.request import Completion, ErrorEvent, Event, FinishEvent, Request, TokenEvent
 from atoll.errors import AtollError, RequestInvalid
+from atoll.kernels.openmp import in_passing_thread
 from atoll.model.fuse import fuse
 from atoll.model.load import BaseModel
 
@@ -133,6 +136,18 @@ class Engine:
             raise
         return [done[request.request_id] for request in requests]
 
+    def pin(self, adapter: StoredAdapter) -> None:
+        """Load an adapter and keep it on the device until `unpin`. Raises UsageError if no slot would be left."""
+        self._core.pin(adapter)
+
+    def unpin(self, digest: str) -> None:
+        """Let an adapter be evicted again; does nothing if it is not pinned."""
+        self._core.unpin(digest)
+
+    def adapters(self) -> list[TieredAdapter]:
+        """The adapters on the device, then those in host memory alone; each least recently used first."""
+        return self._core.adapters()
+
     def stats(self) -> EngineStats:
         """How things stood after the latest step, with everybody who has come since among the waiting."""
         stats = self._stats
@@ -199,6 +214,7 @@ class Engine:
                 self._core.add(*item)
 
 
+@in_passing_thread
 def build_engine(
     base: BaseModel,
     *,

@@ -1,7 +1,7 @@
 """Whose turn it is: requests in flows, by tenant and adapter, and the order in which flows are served.
 
-Inside a flow it is first come, first served. Between the adapters of a tenant, and above them between tenants, tokens
-are shared evenly (engine.accounts).
+Inside a flow it is first come, first served, and a tenant's more urgent requests go before its others. Between the
+adapters of a tenant, and above them between tenants, tokens are shared evenly (engine.accounts).
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from itertools import count
-from operator import attrgetter
 
 from atoll.engine.accounts import Ledger, Rank
 from atoll.engine.request import Request
 from atoll.engine.state import Flow, RequestState, Tenant
 
-_ARRIVAL = attrgetter("arrival")
+
+def _line(state: RequestState) -> tuple[int, int]:
+    """A request's place in its flow: by priority, then first come, first served."""
+    return state.request.priority, state.arrival
 
 
 class FairQueue:
@@ -45,7 +47,7 @@ class FairQueue:
         state = RequestState(request=request, arrival=self._num_arrived, flow=flow, token_ids=list(request.prompt_ids))
         self._num_arrived += 1
         self.num_waiting += 1
-        flow.waiting.append(state)
+        insort(flow.waiting, state, key=_line)
         return state
 
     def admit(self, state: RequestState) -> None:
@@ -60,7 +62,7 @@ class FairQueue:
         """Let a running request wait again, at its old place."""
         self._stop_running(state)
         self.num_waiting += 1
-        insort(state.flow.waiting, state, key=_ARRIVAL)
+        insort(state.flow.waiting, state, key=_line)
 
     def remove(self, state: RequestState) -> None:
         """Forget a request."""
@@ -76,7 +78,7 @@ class FairQueue:
         self._tenants.charge(flow.tenant, num_tokens)
         flow.tenant.flows.charge(flow, num_tokens)
 
-    def rank(self, flow: Flow) -> tuple[Rank, Rank]:
+    def rank(self, flow: Flow) -> tuple[Rank, tuple[int, Rank]]:
         """The order of flows: first by tenant."""
         return self.rank_tenant(flow.tenant), self.rank_in_tenant(flow)
 
@@ -84,9 +86,10 @@ class FairQueue:
         """The order of tenants."""
         return self._tenants.rank(tenant, self.num_places)
 
-    def rank_in_tenant(self, flow: Flow) -> Rank:
-        """The order of one tenant's flows."""
-        return flow.tenant.flows.rank(flow, self._places_of_tenant())
+    def rank_in_tenant(self, flow: Flow) -> tuple[int, Rank]:
+        """The order of one tenant's flows: by the priority of their most urgent request, then by their shares."""
+        urgent = min(state.request.priority for line in (flow.waiting[:1], flow.running) for state in line)
+        return urgent, flow.tenant.flows.rank(flow, self._places_of_tenant())
 
     def is_heavy(self, flow: Flow) -> bool:
         """Whether the flow or its tenant asks for more than its share."""
@@ -114,7 +117,7 @@ class FairQueue:
 
     def _stop_waiting(self, state: RequestState) -> None:
         waiting = state.flow.waiting
-        del waiting[bisect_left(waiting, state.arrival, key=_ARRIVAL)]
+        del waiting[bisect_left(waiting, _line(state), key=_line)]
         self.num_waiting -= 1
 
     def _stop_running(self, state: RequestState) -> None:
@@ -134,7 +137,7 @@ class Turns:
     def __init__(self, queue: FairQueue, flows: Iterable[Flow]) -> None:
         self._queue = queue
         self._order = count()  # between equals the one that was put in first
-        by_tenant: dict[Tenant, list[tuple[Rank, int, Flow]]] = {}
+        by_tenant: dict[Tenant, list[tuple[tuple[int, Rank], int, Flow]]] = {}
         for flow in flows:
             entries = by_tenant.setdefault(flow.tenant, [])
             entries.append((queue.rank_in_tenant(flow), next(self._order), flow))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from atoll.engine.penalties import Penalties
-from atoll.engine.request import FinishEvent, FinishReason, Request, StopReason, Timings, TokenEvent
+from atoll.engine.request import FinishEvent, FinishReason, PromptToken, Request, StopReason, Timings, TokenEvent
 from atoll.engine.sampler import Draw, Sample
 from atoll.text.tokenizer import IncrementalDetokenizer
 
@@ -66,6 +69,9 @@ class Output:
         seed = request.sampling.seed
         self._seed = secrets.randbits(SEED_BITS) if seed is None else seed
         self._penalties = Penalties(request.sampling, request.prompt_ids) if request.sampling.has_penalties else None
+        self._constraint = request.constraint
+        self._hidden_sum: Tensor | None = None
+        self._prompt_tokens: list[PromptToken] = []
         self._stop_reason: StopReason | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
@@ -80,24 +86,42 @@ class Output:
 
     @property
     def next_draw(self) -> Draw:
-        return Draw(self._request.sampling, self._seed, len(self._token_ids), self._penalties)
+        return Draw(self._request.sampling, self._seed, len(self._token_ids), self._penalties, self._constraint)
+
+    def take_hidden(self, start: int, hidden_sum: Tensor) -> None:
+        """Take the sum of the hidden states of some tokens of the prompt; `start` 0 begins anew."""
+        self._hidden_sum = hidden_sum if start == 0 or self._hidden_sum is None else self._hidden_sum + hidden_sum
+
+    def take_prompt_tokens(self, start: int, tokens: Sequence[PromptToken]) -> None:
+        """Take the log-probabilities of the tokens from `start` + 1 on; `start` 0 begins anew."""
+        if start == 0:
+            self._prompt_tokens = [PromptToken(self._request.prompt_ids[0], None)]
+        self._prompt_tokens += tokens
+
+    def finish_embedding(self) -> None:
+        """Note that the whole prompt is computed and that nothing is to be generated."""
+        self.finish_reason = "stop"
 
     def push(self, sample: Sample) -> TokenEvent:
-        """Take the next token; sets `finish_reason` if it is the last one."""
+        """Take the next token; sets `finish_reason` if it is the last one. Raises RequestInvalid."""
         if self._first_token_at_s is None:
             self._first_token_at_s = time.perf_counter()
         self._token_ids.append(sample.token_id)
         if self._penalties is not None:
             self._penalties.push(sample.token_id)
+        is_complete = False
+        if self._constraint is not None:
+            self._constraint.push(sample.token_id)
+            is_complete = self._constraint.is_complete
         is_end = sample.token_id in self._end_ids
         is_full = len(self._token_ids) == self._request.sampling.max_new_tokens
         text = "" if is_end else self._cutter.push(self._detokenizer.push(sample.token_id))
-        if (is_end or is_full) and not self._cutter.is_stopped:
+        if (is_end or is_full or is_complete) and not self._cutter.is_stopped:
             text += self._cutter.push(self._detokenizer.flush()) + self._cutter.flush()
-        if is_end:
-            self.finish_reason, self._stop_reason = "stop", "eos"
-        elif self._cutter.is_stopped:
+        if self._cutter.is_stopped:
             self.finish_reason, self._stop_reason = "stop", "stop_string"
+        elif is_end or is_complete:
+            self.finish_reason, self._stop_reason = "stop", "eos"
         elif is_full:
             self.finish_reason = "length"
         self._texts.append(text)
@@ -120,6 +144,8 @@ class Output:
             token_ids=tuple(self._token_ids),
             num_prompt_tokens=len(self._request.prompt_ids),
             num_cached_tokens=num_cached_tokens,
+            prompt_tokens=tuple(self._prompt_tokens),
+            embedding=self._embedding(),
             seed=self._seed if self._request.sampling.temperature > 0 else None,
             timings=Timings(
                 queue_s=(self._started_at_s or now_s) - self._submitted_at_s,
@@ -127,3 +153,8 @@ class Output:
                 total_s=now_s - self._submitted_at_s,
             ),
         )
+
+    def _embedding(self) -> tuple[float, ...]:
+        if self._hidden_sum is None:
+            return ()
+        return tuple((self._hidden_sum / len(self._request.prompt_ids)).tolist())

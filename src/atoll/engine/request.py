@@ -13,6 +13,7 @@ from atoll.errors import AtollError, RequestInvalid
 
 if TYPE_CHECKING:
     from atoll.adapters.store import StoredAdapter
+    from atoll.text.constraint import TokenConstraint
 
 MAX_SEED = 2**64 - 1
 MAX_LOGPROBS = 20
@@ -111,12 +112,22 @@ class TokenEvent:
     top: TopLogprobs = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PromptToken:
+    """One token of the prompt under the model: the first one has no log-probability."""
+
+    token_id: int
+    logprob: float | None
+    top: TopLogprobs = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinishEvent:
     """The end of a request, after its last TokenEvent.
 
     text is the sum of the events' texts. token_ids holds every generated token, an end token included. seed is the
     one that was used, None for a greedy request. num_cached_tokens: tokens of the prompt that the prefix cache had.
+    prompt_tokens and embedding are filled for requests that asked for them.
     """
 
     request_id: str
@@ -128,6 +139,8 @@ class FinishEvent:
     seed: int | None
     timings: Timings
     num_cached_tokens: int = 0
+    prompt_tokens: tuple[PromptToken, ...] = ()
+    embedding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,18 +160,30 @@ def ignore(event: Event) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prompt to be completed.
+    """One prompt to be completed, or with `embed` to be turned into a vector.
 
-    adapter None is the bare base model. Tenants share the engine evenly, and the prefix cache not at all. on_event is
-    called from the step thread, so it must not block; if it raises, this request alone fails.
+    adapter None is the bare base model. Tenants share the engine evenly, and the prefix cache not at all. priority:
+    among one tenant's requests smaller goes first. constraint: the grammar of the completion; the engine owns it from
+    now on. prompt_logprobs: how many alternatives to report for each token of the prompt; None to report nothing.
+    embed: no token is generated; the end has the mean over the prompt of the last layer's normed hidden states.
+    on_event is called from the step thread, so it must not block; if it raises, this request alone fails.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     adapter: StoredAdapter | None = None
     tenant: str = ""
+    priority: int = 0
+    constraint: TokenConstraint | None = None
+    prompt_logprobs: int | None = None
+    embed: bool = False
     on_event: Callable[[Event], None] = ignore
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether every token of the prompt has to be computed, even if its keys and values are cached."""
+        return self.embed or self.prompt_logprobs is not None
 
 
 @dataclass(frozen=True, kw_only=True)

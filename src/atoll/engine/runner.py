@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
 import psutil
 import torch
 from torch import Tensor
@@ -21,6 +25,19 @@ CUDA_SHARE = 0.6
 CPU_SHARE = 0.3
 
 
+class StepResult(NamedTuple):
+    """What one batch gave.
+
+    logits: [n, vocab], a row for each chunk that `is_sampled`, in order. prompt_logits: [m, vocab], those before the
+    `prompt_targets` of all chunks, in order. hidden_sums: by the chunk's place, for requests to `embed`: [hidden]
+    float32, the sum over the chunk's tokens.
+    """
+
+    logits: Tensor
+    prompt_logits: Tensor
+    hidden_sums: dict[int, Tensor]
+
+
 class Runner:
     """The model, its bank of adapters and the KV cache."""
 
@@ -33,19 +50,40 @@ class Runner:
         _warm_up(base)
 
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> Tensor:
-        """Compute a batch and keep its keys and values. Returns [n, vocab], a row for each chunk that `is_last`."""
+    def run(self, batch: ScheduledBatch) -> StepResult:
+        """Compute a batch and keep its keys and values."""
         step = build_batch(batch, self._cache.block_size)
         context = PagedContext(self._cache, step.query_start, step.seq_lens, step.block_table, step.kv_index)
-        with self._bank.routed(step.routing), attending(context):
+        embedded = [row for row, chunk in enumerate(batch.chunks) if chunk.state.request.embed]
+        with self._bank.routed(step.routing), attending(context), self._last_hidden(bool(embedded)) as hidden:
             output = self._base.model(
                 input_ids=step.input_ids.to(self._base.device),
                 position_ids=step.position_ids.to(self._base.device),
-                logits_to_keep=step.sampled_rows.to(self._base.device),
+                logits_to_keep=step.logit_rows.to(self._base.device),
                 use_cache=False,
             )
         logits: Tensor = output.logits[0]
-        return logits
+        num_sampled = len(logits) - step.num_prompt_rows
+        starts = step.query_start.tolist()
+        sums = {row: hidden[0][0, starts[row] : starts[row + 1]].float().sum(0).cpu() for row in embedded}
+        return StepResult(logits[:num_sampled], logits[num_sampled:], sums)
+
+    @contextmanager
+    def _last_hidden(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """Holds the last layer's hidden states [1, tokens, hidden], if they are wanted, once the model has run."""
+        found: list[Tensor] = []
+
+        def note(module: Any, arguments: Any, output: Any) -> None:
+            found.append(output.last_hidden_state)
+
+        if not wanted:
+            yield found
+            return
+        handle = self._base.model.get_decoder().register_forward_hook(note)
+        try:
+            yield found
+        finally:
+            handle.remove()
 
 
 def _warm_up(base: BaseModel) -> None:

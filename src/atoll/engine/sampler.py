@@ -15,22 +15,24 @@ import torch
 from torch import Tensor
 
 from atoll.engine.penalties import Penalties
-from atoll.engine.request import SamplingParams, TopLogprobs
+from atoll.engine.request import PromptToken, SamplingParams, TopLogprobs
 from atoll.kernels import sampling as kernel
+from atoll.text.constraint import TokenConstraint
 
 
 class Draw(NamedTuple):
-    """How to choose one row's token. position: the token's place in its completion. penalties: None for none."""
+    """How to choose one row's token. position: the token's place in its completion; penalties, constraint: if any."""
 
     sampling: SamplingParams
     seed: int
     position: int
     penalties: Penalties | None = None
+    constraint: TokenConstraint | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the model's own best token is the choice."""
-        return self.sampling.temperature == 0 and self.penalties is None
+        return self.sampling.temperature == 0 and self.penalties is None and self.constraint is None
 
     @property
     def choice(self) -> kernel.Choice:
@@ -67,6 +69,23 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sample | None]:
     ]
 
 
+def score(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[PromptToken]:
+    """Log-probabilities of given tokens, with the best alternatives. logits: [n, vocab], a row for each token."""
+    if not token_ids:
+        return []
+    totals = kernel.summarise(logits)[1].tolist()
+    values = logits.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    tops: list[TopLogprobs] = [()] * len(token_ids)
+    if num_top:
+        best = logits.topk(min(num_top, logits.shape[1]), dim=-1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), totals, strict=True)
+        tops = [tuple((i, v - total) for i, v in zip(ids, row, strict=True)) for ids, row, total in pairs]
+    return [
+        PromptToken(token_id, value - total, top)
+        for token_id, value, total, top in zip(token_ids, values, totals, tops, strict=True)
+    ]
+
+
 def uniform(seed: int, position: int) -> float:
     """The random number in [0, 1) of one position: a pure function, so that no other draw can shift it."""
     return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
@@ -78,6 +97,8 @@ def _choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     for row, draw in zip(rows, draws, strict=True):
         if draw.penalties is not None:
             draw.penalties.apply(row)
+        if draw.constraint is not None:
+            row[~draw.constraint.allowed(len(row))] = -np.inf
     return torch.from_numpy(kernel.draw(rows, [draw.choice for draw in draws]))
 
 

@@ -35,6 +35,10 @@ WINDOW_STEPS = 8
 class SlotTable(Protocol):
     """Where the scheduler gets slots from: adapters.residency in the engine."""
 
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Digests of the adapters whose slots nobody else gets."""
+
     def prefetch(self, adapter: StoredAdapter) -> None:
         """Note that a request for the adapter is queued. Never blocks."""
 
@@ -254,14 +258,15 @@ class Scheduler:
         if all(other.num_overtakers < self._max_overtakers for other in step.passed):
             return True
         in_use = {other.request.adapter.digest for other in self._queue.running if other.request.adapter}
-        return len(in_use | {adapter.digest}) < self._num_slots
+        return len(in_use | self._slots.pinned | {adapter.digest}) < self._num_slots
 
     def _find_blocks(self, state: RequestState, step: _Step, leaving: RequestState | None) -> bool:
         """Give a waiting request blocks for all tokens that it has now, those of a known prefix first."""
         size = self._pool.block_size
         # At least the last token is computed: its logits are what the request waits for.
         num_full = (len(state.token_ids) - 1) // size
-        found = self._pool.share(self._keys(state, num_full)[1 : 1 + num_full]) if self._prefix_cache else []
+        may_share = self._prefix_cache and not state.request.needs_whole_prompt
+        found = self._pool.share(self._keys(state, num_full)[1 : 1 + num_full]) if may_share else []
         state.block_ids.extend(found)
         num_missing = self._pool.num_needed(len(state.token_ids)) - len(found)
         victims = victims_for_blocks(self._queue, self._pool, state, num_missing, leaving)
@@ -272,7 +277,7 @@ class Scheduler:
             logger.info("request %s is preempted for %s", victim.request.request_id, state.request.request_id)
         state.block_ids.extend(self._pool.allocate(num_missing))
         state.num_computed = len(found) * size
-        if self._prefix_cache and not state.was_admitted:
+        if may_share and not state.was_admitted:
             state.num_cached_tokens = state.num_computed
             self.num_prefix_tokens += len(state.token_ids)
             self.num_prefix_tokens_found += state.num_computed

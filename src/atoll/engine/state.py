@@ -65,8 +65,20 @@ class Chunk(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether all tokens are then computed, so that the next one can be sampled."""
+        """Whether all tokens are then computed."""
         return self.stop == len(self.state.token_ids)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the next token is then chosen."""
+        return self.is_last and not self.state.request.embed
+
+    @property
+    def prompt_targets(self) -> list[int]:
+        """The tokens of the prompt that follow this chunk's first tokens, where log-probabilities are wanted."""
+        if self.state.request.prompt_logprobs is None:
+            return []
+        return self.state.token_ids[self.start + 1 : min(self.stop + 1, self.state.num_prompt_tokens)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from atoll.config.fleet import QuantizationConfig
 from atoll.errors import ConfigError, Incompatible
 from atoll.kernels.kv import KVShape
+from atoll.kernels.openmp import in_passing_thread
 from atoll.model.attention import ATTENTION
 from atoll.model.cache import OnProgress
 from atoll.model.probe import probe
@@ -56,6 +57,7 @@ class BaseModel:
     kv_shapes: tuple[KVShape, ...]
 
 
+@in_passing_thread
 def load_base(
     spec: str,
     *,

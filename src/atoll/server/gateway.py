@@ -11,6 +11,7 @@ from atoll.adapters.catalog import AdapterCatalog
 from atoll.engine import ErrorEvent, Event, FinishEvent, Request, TokenEvent
 from atoll.errors import AtollError, Overloaded
 from atoll.log import get_logger
+from atoll.server.caller import Caller
 from atoll.server.errors import InterruptedRequestError
 from atoll.server.metrics import ServerMetrics
 from atoll.server.prepare import Ask, Prepared, Preparer
@@ -56,12 +57,13 @@ class EventStream:
     set and the request ends, so that nobody's unread text fills the memory.
     """
 
-    def __init__(self, gateway: Gateway, prepared: Prepared, max_unread: int | None) -> None:
+    def __init__(
+        self, gateway: Gateway, prepared: Prepared, index: int, caller: Caller, max_unread: int | None
+    ) -> None:
         self.overrun = asyncio.Event()
         self.num_cut_tokens = prepared.num_cut_tokens
-        self.request = Request(
-            prompt_ids=prepared.prompt_ids, sampling=prepared.sampling, adapter=prepared.adapter, on_event=self.push
-        )
+        self.request = prepared.request(index, caller, self.push)
+        self.caller = caller
         self._gateway = gateway
         self._max_unread = max_unread
         self._loop = asyncio.get_running_loop()
@@ -116,7 +118,7 @@ class EventStream:
         if self._is_closed:
             return
         self._is_closed = True
-        self._gateway.closed(self.request, self._outcome)
+        self._gateway.closed(self, self._outcome)
 
 
 class Gateway:
@@ -139,28 +141,38 @@ class Gateway:
         self._num_open = 0
         self._limiter = anyio.CapacityLimiter(_NUM_PREPARING)
 
-    async def open(self, ask: Ask, *, stream: bool) -> EventStream:
-        """Start a request; its events end in the result, which the caller must close.
+    async def open(self, ask: Ask, caller: Caller, *, stream: bool) -> EventStream:
+        """Start a request; its events end in the result, which whoever asked must close.
 
         Raises Overloaded, RequestInvalid, AdapterNotFound and what else is wrong with the ask.
         """
-        if self._num_open >= self._settings.max_open_requests:
+        return (await self.open_several(ask, caller, 1, stream=stream))[0]
+
+    async def open_several(self, ask: Ask, caller: Caller, count: int, *, stream: bool) -> list[EventStream]:
+        """Start `count` requests that are alike but for their seeds; each is to be closed. Raises as `open` does."""
+        if self._num_open + count > self._settings.max_open_requests:
             self.metrics.refused("overloaded")
             raise Overloaded(f"{self._num_open} requests are open already", mend="try again in a second")
-        self._num_open += 1
+        self._num_open += count
+        opened: list[EventStream] = []
         try:
-            prepared = await anyio.to_thread.run_sync(self.preparer.prepare, ask, limiter=self._limiter)
-            events = EventStream(self, prepared, self._settings.max_unread_events if stream else None)
-            self._engine.submit(events.request)
+            prepared = await anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=self._limiter)
+            max_unread = self._settings.max_unread_events if stream else None
+            for index in range(count):
+                events = EventStream(self, prepared, index, caller, max_unread)
+                self._engine.submit(events.request)
+                opened.append(events)
         except BaseException as error:
-            self._num_open -= 1
+            self._num_open -= count - len(opened)
+            for events in opened:
+                events.close()
             self.metrics.refused(error.code if isinstance(error, AtollError) else "cancelled")
             raise
-        return events
+        return opened
 
-    def closed(self, request: Request, outcome: Outcome) -> None:
+    def closed(self, events: EventStream, outcome: Outcome) -> None:
         """A stream has ended; called by the stream alone."""
         self._num_open -= 1
-        self.metrics.ended(request, outcome)
+        self.metrics.ended(events.request, outcome)
         if outcome in ("cancelled", "slow_reader"):
-            self._engine.abort(request.request_id)
+            self._engine.abort(events.request.request_id)

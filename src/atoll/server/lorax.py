@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from atoll.engine import FinishEvent, TokenEvent
 from atoll.engine.request import MAX_LOGPROBS, MAX_SEED
 from atoll.server.bodies import Body
+from atoll.server.caller import Caller, caller_of
 from atoll.server.gateway import EventStream, Gateway
 from atoll.server.prepare import Ask
 from atoll.server.prompts import Prompt, prompt_text
@@ -121,22 +122,22 @@ class Lorax:
     async def root(self, body: RootBody, request: Request) -> Response:
         """Answers a list with one element, or a stream with `stream: true`."""
         if body.stream:
-            return await self.generate_stream(body)
-        content, headers = await unless_disconnected(request, self._whole(body))
+            return await self.generate_stream(body, request)
+        content, headers = await unless_disconnected(request, self._whole(body, caller_of(request)))
         return JSONResponse([content], headers=headers)
 
     async def generate(self, body: GenerateBody, request: Request) -> Response:
         """Answers `{generated_text, details}`."""
-        content, headers = await unless_disconnected(request, self._whole(body))
+        content, headers = await unless_disconnected(request, self._whole(body, caller_of(request)))
         return JSONResponse(content, headers=headers)
 
-    async def generate_stream(self, body: GenerateBody) -> Response:
+    async def generate_stream(self, body: GenerateBody, request: Request) -> Response:
         """One event for each token; the last one has the whole text and the details."""
-        events = await self._gateway.open(body.ask(), stream=True)
+        events = await self._gateway.open(body.ask(), caller_of(request), stream=True)
         return EventStreamResponse(events, self._frames(body, events), cut_header(events))
 
-    async def _whole(self, body: GenerateBody) -> tuple[dict[str, Any], dict[str, str]]:
-        events = await self._gateway.open(body.ask(), stream=False)
+    async def _whole(self, body: GenerateBody, caller: Caller) -> tuple[dict[str, Any], dict[str, str]]:
+        events = await self._gateway.open(body.ask(), caller, stream=False)
         try:
             tokens, finish = await events.collect()
         finally:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from atoll.adapters.store import StoredAdapter
 from atoll.engine import FinishEvent
+from atoll.server.caller import Caller, caller_of
 from atoll.server.gateway import EventStream, Gateway
 from atoll.server.openai_bodies import ChatBody, CompletionBody
 from atoll.server.streaming import DONE, EventStreamResponse, cut_header, frame, unless_disconnected
@@ -32,17 +33,17 @@ class OpenAI:
         self.router.post("/completions", summary="Complete a prompt")(self.completions)
         self.router.post("/chat/completions", summary="Answer a conversation")(self.chat)
 
-    async def models(self) -> dict[str, Any]:
+    async def models(self, request: Request) -> dict[str, Any]:
         """The base first, then the latest revision of every adapter in the store that belongs to it."""
-        adapters = await anyio.to_thread.run_sync(self._gateway.preparer.adapters)
+        adapters = await anyio.to_thread.run_sync(self._gateway.preparer.adapters, caller_of(request))
         cards = [self._base_card(), *(self._card(adapter.name, adapter) for adapter in adapters)]
         return {"object": "list", "data": cards}
 
-    async def model(self, model_id: str) -> dict[str, Any]:
+    async def model(self, model_id: str, request: Request) -> dict[str, Any]:
         """An adapter by name or name@revision, or the base model."""
         if self._gateway.preparer.is_base(model_id):
             return self._base_card()
-        adapter = await anyio.to_thread.run_sync(self._gateway.preparer.adapter, model_id)
+        adapter = await anyio.to_thread.run_sync(self._gateway.preparer.adapter, model_id, None, caller_of(request))
         return self._card(model_id, adapter)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
@@ -56,13 +57,13 @@ class OpenAI:
     async def _answer(self, body: CompletionBody | ChatBody, request: Request) -> Response:
         shape = _Shape(body.model or self._gateway.base.name, is_chat=isinstance(body, ChatBody))
         if body.stream:
-            events = await self._gateway.open(body.ask(), stream=True)
+            events = await self._gateway.open(body.ask(), caller_of(request), stream=True)
             frames = _frames(shape, events, include_usage=body.stream_options.include_usage)
             return EventStreamResponse(events, frames, cut_header(events))
-        return await unless_disconnected(request, self._whole(shape, body))
+        return await unless_disconnected(request, self._whole(shape, body, caller_of(request)))
 
-    async def _whole(self, shape: _Shape, body: CompletionBody | ChatBody) -> Response:
-        events = await self._gateway.open(body.ask(), stream=False)
+    async def _whole(self, shape: _Shape, body: CompletionBody | ChatBody, caller: Caller) -> Response:
+        events = await self._gateway.open(body.ask(), caller, stream=False)
         try:
             _, finish = await events.collect()
         finally:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.store import StoredAdapter
-from atoll.engine import SamplingParams
+from atoll.engine import Event, Request, SamplingParams
+from atoll.engine.request import MAX_SEED
 from atoll.errors import AdapterNotFound, RequestInvalid, UsageError
+from atoll.server.caller import Caller
+from atoll.server.forms import Constraints, Form
 from atoll.server.prompts import Prompt, prompt_ids
 from atoll.server.settings import ServerSettings
+from atoll.text.constraint import TokenConstraint
 
 if TYPE_CHECKING:
     from atoll.model.load import BaseModel
@@ -27,7 +32,8 @@ class Ask:
     """What a client asks for, in any dialect. None: not said, so the adapter's contract or the dialect decides.
 
     default_temperature, default_max_new_tokens: the dialect's, for adapters without a contract; None tokens: as many
-    as the model has positions for.
+    as the model has positions for. truncate: keep the prompt's last tokens only. prompt_logprobs: how many alternatives
+    to report for each token of the prompt, None for nothing. embed: the prompt's vector instead of a completion.
     """
 
     prompt: Prompt
@@ -38,21 +44,50 @@ class Ask:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
     num_alternatives: int = 0
+    truncate: int | None = None
+    form: Form | None = None
+    prompt_logprobs: int | None = None
+    embed: bool = False
     default_temperature: float
     default_max_new_tokens: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """An ask, resolved: what goes to the engine."""
+    """An ask, resolved: what goes to the engine, once or several times."""
 
     prompt_ids: tuple[int, ...]
     num_cut_tokens: int
     sampling: SamplingParams
     adapter: StoredAdapter | None
+    constraint: TokenConstraint | None
+    prompt_logprobs: int | None
+    embed: bool
+
+    def request(self, index: int, caller: Caller, on_event: Callable[[Event], None]) -> Request:
+        """The request of one of several completions: with a given seed each has its own."""
+        sampling = self.sampling
+        if index and sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + index) % (MAX_SEED + 1))
+        return Request(
+            prompt_ids=self.prompt_ids,
+            sampling=sampling,
+            adapter=self.adapter,
+            tenant=caller.tenant,
+            priority=caller.priority,
+            constraint=self.constraint and self.constraint.copy(),
+            prompt_logprobs=self.prompt_logprobs,
+            embed=self.embed,
+            on_event=on_event,
+        )
 
 
 class Preparer:
@@ -66,27 +101,38 @@ class Preparer:
         self._catalog = catalog
         self._settings = settings
         self._max_length = max_length
+        self._constraints = Constraints(base)
 
-    def prepare(self, ask: Ask) -> Prepared:
+    def prepare(self, ask: Ask, caller: Caller) -> Prepared:
         """Find the adapter, make the prompt, settle what the client left open. Raises what is wrong with it."""
-        adapter = None if self.is_base(ask.adapter_id) else self.adapter(ask.adapter_id, ask.adapter_source)
+        adapter = None if self.is_base(ask.adapter_id) else self.adapter(ask.adapter_id, ask.adapter_source, caller)
         prompt = prompt_ids(self.base.tokenizer, ask.prompt, adapter)
-        num_prompt_tokens = len(prompt.ids)
-        if num_prompt_tokens == 0:
+        ids = prompt.ids if ask.truncate is None else prompt.ids[-ask.truncate :]
+        if not ids:
             raise RequestInvalid("the prompt is empty", where="prompt")
-        return Prepared(prompt.ids, prompt.num_cut_tokens, self._sampling(ask, adapter, num_prompt_tokens), adapter)
+        return Prepared(
+            prompt_ids=ids,
+            num_cut_tokens=prompt.num_cut_tokens,
+            sampling=self._sampling(ask, adapter, len(ids)),
+            adapter=adapter,
+            constraint=self._constraints.get(ask.form) if ask.form else None,
+            prompt_logprobs=ask.prompt_logprobs,
+            embed=ask.embed,
+        )
 
     def is_base(self, adapter_id: str) -> bool:
         """Whether a model's name means the bare base model."""
         return adapter_id in ("", self.base.name)
 
-    def adapters(self) -> list[StoredAdapter]:
-        """The adapters in the store that belong to this base; of those without a contract nobody knows."""
-        known = self._catalog.list()
+    def adapters(self, caller: Caller) -> list[StoredAdapter]:
+        """The caller's adapters in the store that belong to this base; of those without a contract nobody knows."""
+        known = [adapter for adapter in self._catalog.list() if caller.may_use(adapter.name)]
         return [a for a in known if a.contract is None or a.contract.base.digest == self.base.digest]
 
-    def adapter(self, adapter_id: str, source: str | None = None) -> StoredAdapter:
-        """Raises AdapterNotFound."""
+    def adapter(self, adapter_id: str, source: str | None, caller: Caller) -> StoredAdapter:
+        """Raises AdapterNotFound, also for adapters that are not the caller's."""
+        if not caller.may_use(adapter_id.partition("@")[0]):
+            raise AdapterNotFound(f"no adapter {adapter_id[:80]!r}", mend="see GET /v1/models for those that there are")
         try:
             return self._catalog.resolve(adapter_id, source)
         except UsageError as error:  # no name that an adapter could have, so there is none
@@ -102,10 +148,15 @@ class Preparer:
             default_stop = contract.generation.stop
         self._check_stop(ask.stop)
         return SamplingParams(
-            max_new_tokens=self._max_new_tokens(ask.max_new_tokens, default_max, num_prompt_tokens),
+            max_new_tokens=self._max_new_tokens(1 if ask.embed else ask.max_new_tokens, default_max, num_prompt_tokens),
             temperature=default_temperature if ask.temperature is None else ask.temperature,
             top_p=1.0 if ask.top_p is None else ask.top_p,
             top_k=ask.top_k or 0,
+            typical_p=1.0 if ask.typical_p is None else ask.typical_p,
+            repetition_penalty=1.0 if ask.repetition_penalty is None else ask.repetition_penalty,
+            frequency_penalty=ask.frequency_penalty or 0.0,
+            presence_penalty=ask.presence_penalty or 0.0,
+            logit_bias=ask.logit_bias,
             seed=ask.seed,
             stop=ask.stop or default_stop,
             ignore_eos=ask.ignore_eos,

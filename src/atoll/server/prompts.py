@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 """One message of a conversation: its `role` and its `content`."""
 
-Prompt = str | Mapping[str, str] | Sequence[Message]
+
+@dataclass(frozen=True)
+class TokenIds:
+    """A prompt that the client has tokenised itself."""
+
+    ids: tuple[int, ...]
+
+
+Prompt = str | TokenIds | Mapping[str, str] | Sequence[Message]
 """Text is taken as it is, a mapping fills the adapter's template, messages go through the base's chat template."""
 
 
@@ -33,6 +41,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, adapter: Stor
     """Raises RequestInvalid for columns that the adapter's template does not have, Incompatible without a template."""
     if isinstance(prompt, str):
         return PromptIds(tuple(encode_text(tokenizer, prompt)))
+    if isinstance(prompt, TokenIds):
+        return PromptIds(prompt.ids)
     if not isinstance(prompt, Mapping):
         return PromptIds(tuple(encode_chat(tokenizer, prompt)))
     renderer = column_renderer(tokenizer, adapter, prompt)
@@ -44,6 +54,8 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, adapter: Sto
     """The prompt as a person reads it, without what a chat template adds."""
     if isinstance(prompt, str):
         return prompt
+    if isinstance(prompt, TokenIds):
+        return str(tokenizer.decode(prompt.ids))
     if isinstance(prompt, Mapping):
         return column_renderer(tokenizer, adapter, prompt).text(prompt)
     return "\n".join(message["content"] for message in prompt)

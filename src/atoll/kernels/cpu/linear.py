@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Rows that the layout is chosen for: measured, this one is among the best from one row to 512 (see docs/LOG.md).
+_PACKED_FOR_ROWS = 32
+
 
 class DenseLinear:
     """A linear layer of float32 or bfloat16 weights in oneDNN's own layout."""
@@ -13,7 +16,7 @@ class DenseLinear:
         """weight: [out_features, in_features]. bias: [out_features] or None, of the same dtype."""
         self.out_features, self.in_features = weight.shape
         self.num_bytes = weight.numel() * weight.element_size()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR_ROWS)
         self._bias = None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:

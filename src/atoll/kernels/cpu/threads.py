@@ -9,6 +9,8 @@ import torch
 from numba import config
 from numba.np.ufunc import parallel
 
+from atoll.kernels.openmp import share_library
+
 # PyTorch's pool: two would fight over the cores, and numba's "workqueue" dies when two threads use it at once.
 config.THREADING_LAYER = "omp"
 
@@ -25,6 +27,7 @@ def num_threads(at_most: int = sys.maxsize) -> int:
 
 
 def _start() -> None:
+    share_library()
     # Starting the pool sets OpenMP's number of threads, and with it PyTorch's, to all cores.
     wanted = torch.get_num_threads()
     parallel._launch_threads()
