@@ -76,8 +76,9 @@ def main() -> int:
             stats = engine.stats()
     results = summary(rounds, cold, read_s)
     report(results, shape, given, size)
-    results |= {"rss_gb": rss_bytes() / 1e9, "adapter_loads": stats.num_adapter_loads}
-    print(f"loads into slots: {stats.num_adapter_loads}, evictions: {stats.num_adapter_evictions}, ", end="")
+    tiers = stats.tiers
+    results |= {"rss_gb": rss_bytes() / 1e9, "tiers": vars(tiers)}
+    print(f"loads into slots: {tiers.num_loads}, from files: {tiers.num_reads}, slots' hits: {tiers.num_slot_hits}, ", end="")
     print(f"RSS at the end: {results['rss_gb']:.2f} GB")
     write_json(given.json, {"machine": facts, "shape": vars(shape), "results": results})
     return 0
@@ -105,7 +106,7 @@ def alone(engine: Engine, adapter: StoredAdapter, shape: Shape, seed: int) -> Ti
 def read_seconds(adapter: StoredAdapter) -> float:
     """How long reading and checking an adapter's files takes with nothing else running."""
     start = time.perf_counter()
-    read_adapter(adapter.folder)
+    read_adapter(adapter.folder, verify=adapter.verify)
     return time.perf_counter() - start
 
 

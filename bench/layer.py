@@ -6,7 +6,6 @@ make bench-layer      or      .venv/bin/python bench/layer.py --device cuda --dt
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.routing import BASE_SLOT, Routing
 from atoll.config.fleet import LoraConfig
+from common import best_seconds
 
 # The linear layers of a block: name -> (in_features, out_features).
 SHAPES = {
@@ -44,18 +44,14 @@ class Block(nn.ModuleDict):
 
 
 def milliseconds(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """The shortest of at least five runs in about `seconds`: what other programs take counts least there."""
-    best = float("inf")
-    deadline = time.perf_counter() + seconds
-    num_runs = 0
-    while num_runs < 5 or time.perf_counter() < deadline:
-        start = time.perf_counter()
+    """The shortest of several runs in about `seconds`."""
+
+    def finished() -> None:
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-        num_runs += 1
-    return 1000 * best
+
+    return 1000 * best_seconds(finished, seconds)
 
 
 def measure(num_rows: int, device: torch.device, dtype: torch.dtype, seconds: float) -> None:

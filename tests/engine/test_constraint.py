@@ -69,11 +69,18 @@ def test_neighbours_without_a_grammar_are_not_touched(
 def test_the_answer_is_the_same_after_a_preemption(world: World, compiler: ConstraintCompiler) -> None:
     schema = compiler.json_schema(PERSON)
     with world.engine() as roomy:
-        expected = [c.text for c in roomy.generate([ask(schema.copy(), seed) for seed in range(6)])]
-    with world.engine(num_blocks=40, block_size=8) as tight:
-        got = [c.text for c in tight.generate([ask(schema.copy(), seed) for seed in range(6)])]
+        expected = [c.text for c in roomy.generate([ask(schema.copy(), seed) for seed in range(12)])]
+    with world.engine(num_blocks=28, block_size=8) as tight:
+        got = [c.text for c in tight.generate([ask(schema.copy(), seed) for seed in range(12)])]
         assert tight.stats().num_preemptions
     assert got == expected
+
+
+def test_no_model_can_write_spaces_for_ever(engine: Engine, compiler: ConstraintCompiler) -> None:
+    schema = compiler.json_schema(PERSON)
+    for seed in range(8):
+        (completion,) = engine.generate([ask(schema.copy(), seed, temperature=0)])
+        assert is_person(completion)
 
 
 def test_a_stop_string_cuts_structured_text_too(engine: Engine, compiler: ConstraintCompiler) -> None:

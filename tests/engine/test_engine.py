@@ -23,7 +23,7 @@ from atoll.engine import Engine, ErrorEvent, Event, FinishEvent, Request, Sampli
 from atoll.errors import AdapterInvalid, AtollError, ConfigError, RequestInvalid, UsageError
 from atoll.model.load import load_base
 from support.adapters import peft_logits, save_random_adapter
-from support.engines import ADAPTERS, World, greedy_request, make_prompt
+from support.engines import ADAPTERS, World, greedy_request, make_prompt, settled
 from support.tiny import make_model
 
 PROMPT = make_prompt(0, 9)
@@ -136,7 +136,7 @@ def test_more_adapters_than_slots(world: World) -> None:
     names = [*ADAPTERS, *ADAPTERS, None]
     completions = engine.generate([greedy_request(PROMPT, 6, world.adapters[n] if n else None) for n in names])
     assert [completion.token_ids for completion in completions] == [world.reference(n, PROMPT)[:6] for n in names]
-    stats = engine.stats()
+    stats = settled(engine)
     assert stats.num_adapter_evictions >= 3
     assert len(stats.resident_adapters) == 1
     engine.close()
@@ -182,7 +182,7 @@ def test_a_corrupt_adapter_harms_its_own_requests_only(world: World, engine: Eng
     for completion, name in zip(completions, ["alpha", "", None, "beta", ""], strict=True):
         if completion.error is None:
             assert completion.token_ids == world.reference(name, PROMPT)[:5]
-    assert engine.stats().num_failed == 2
+    assert settled(engine).num_failed == 2
     (again,) = engine.generate([greedy_request(PROMPT, 5, world.adapters["alpha"])])
     assert again.error is None
 
@@ -225,7 +225,7 @@ def test_a_receiver_that_raises_fails_alone(world: World, engine: Engine) -> Non
     last = events.get(timeout=30)
     assert isinstance(last, ErrorEvent)
     assert "the client is gone" in str(last.error)
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    assert settled(engine).num_free_blocks == engine.stats().num_blocks
 
 
 def test_a_failing_step_fails_its_batch_and_the_thread_lives(world: World, engine: Engine) -> None:
@@ -241,7 +241,7 @@ def test_a_failing_step_fails_its_batch_and_the_thread_lives(world: World, engin
         assert finish.token_ids == world.reference(None, PROMPT)[:4]
     finally:
         running.remove()
-    stats = engine.stats()
+    stats = settled(engine)
     assert (stats.num_failed, stats.num_finished) == (1, 1)
     assert stats.num_free_blocks == stats.num_blocks
 
@@ -332,7 +332,7 @@ def test_an_abort_in_mid_flight(world: World, engine: Engine) -> None:
     last = other.wait()
     assert isinstance(last, FinishEvent)
     assert last.token_ids == world.reference(None, PROMPT)
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    assert settled(engine).num_free_blocks == engine.stats().num_blocks
 
 
 def test_close_ends_what_is_running_and_refuses_what_comes(world: World) -> None:
@@ -382,6 +382,6 @@ def test_many_threads_submit_and_abort(world: World) -> None:
                 assert finish.finish_reason == "abort"
                 assert finish.token_ids == world.reference(name, PROMPT)[: len(finish.token_ids)]
     assert len(results) == 32
-    stats = engine.stats()
+    stats = settled(engine)
     assert stats.num_free_blocks == stats.num_blocks
     assert stats.num_finished == 32

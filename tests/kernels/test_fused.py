@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from atoll.kernels.fused import rms_norm, rope_store, silu_mul
+from atoll.kernels.fused import add_rms_norm, rms_norm, rope_store, silu_mul
 from atoll.kernels.reference import fused as reference
 from atoll.kernels.warm_up import warm_up
 
@@ -83,6 +83,19 @@ def test_rope_store_equals_transformers_to_the_bit(
     assert keys.isnan().all(dim=-1).sum() == values.isnan().all(dim=-1).sum() == (100 - tokens) * num_kv_heads
 
 
+@DTYPES
+@TOKENS
+def test_the_sum_and_its_norm_equal_one_after_the_other_to_the_bit(dtype: torch.dtype, tokens: int) -> None:
+    x, y, weight = (
+        randn(tokens, 96, dtype=dtype),
+        randn(tokens, 96, dtype=dtype, seed=1),
+        randn(96, dtype=dtype, seed=2),
+    )
+    total, normed = add_rms_norm(x, y, weight, 1e-5)
+    assert torch.equal(total, x + y)
+    assert torch.equal(normed, rms_norm(x + y, weight, 1e-5))
+
+
 @KERNEL_DTYPES
 @pytest.mark.parametrize("threads", [1, 2])
 def test_batch_mates_and_threads_change_no_bit(dtype: torch.dtype, threads: int) -> None:
@@ -121,7 +134,7 @@ def test_warm_up_compiles_what_a_step_needs() -> None:
     from atoll.kernels.cpu import attention, fused
 
     warm_up(torch.float32, torch.device("cpu"))
-    kernels = (attention._decode, fused._rms_norm, fused._silu_mul, fused._rope_store)
+    kernels = (attention._decode, fused._rms_norm, fused._add_rms_norm, fused._silu_mul, fused._rope_store)
     before = [len(kernel.signatures) for kernel in kernels]
     assert all(before)
     test_rms_norm_equals_transformers(torch.float32, 3, 30)

@@ -15,7 +15,7 @@ from atoll.adapters.routing import Routing
 from atoll.kernels.kv import KVCache
 from atoll.kernels.lora import LoraWeights
 from atoll.model.attention import PagedContext, attending
-from atoll.model.fuse import FusedAttention, FusedMLP, FusedRMSNorm, fuse
+from atoll.model.fuse import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm, fuse
 from atoll.model.probe import probe
 from support.tiny import ARCHITECTURES, make_model
 
@@ -121,6 +121,8 @@ def test_architectures_that_compute_as_llama_are_fused(architecture: str) -> Non
     fuse(model)
     kinds = {type(module) for module in model.modules()}
     assert {FusedAttention, FusedMLP, FusedRMSNorm} <= kinds
+    # Granite multiplies what it adds to the residual.
+    assert (FusedLayer in kinds) == (architecture != "granite")
 
 
 def test_attention_that_differs_from_the_known_ones_is_left_alone() -> None:
@@ -130,6 +132,7 @@ def test_attention_that_differs_from_the_known_ones_is_left_alone() -> None:
     kinds = {type(module) for module in model.modules()}
     assert FusedMLP in kinds
     assert FusedAttention not in kinds
+    assert FusedLayer not in kinds
     assert FusedRMSNorm not in kinds
 
 

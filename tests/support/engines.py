@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.store import AdapterStore, StoredAdapter
-from atoll.engine import Engine, EngineConfig, Request, SamplingParams
+from atoll.engine import Engine, EngineConfig, EngineStats, Request, SamplingParams
 from atoll.kernels.kv import block_bytes
 from atoll.model.fuse import fuse
 from atoll.model.load import BaseModel, load_base
@@ -98,6 +99,15 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+def settled(engine: Engine) -> EngineStats:
+    """The figures of an engine that has nothing left to do; the last event comes a moment before they say so."""
+    deadline_s = time.monotonic() + 20
+    while (stats := engine.stats()).num_running or stats.num_waiting:
+        assert time.monotonic() < deadline_s, stats
+        time.sleep(0.001)
+    return stats
 
 
 def make_prompt(seed: int, length: int) -> tuple[int, ...]:

@@ -18,6 +18,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return reference.rms_norm(x, weight, eps)
 
 
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + y, and its `rms_norm`. x, y: [tokens, n]. weight: [n]. Returns two of [tokens, n]."""
+    is_like = weight.dtype == y.dtype == x.dtype and weight.shape[0] == x.shape[1]
+    if _has_kernel(x) and y.is_contiguous() and is_like and weight.is_contiguous():
+        return cpu.add_rms_norm(x, y, weight, eps)
+    total = x + y
+    return total, reference.rms_norm(total, weight, eps)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up. gate_up: [tokens, 2 * n], gate first. Returns [tokens, n]."""
     return cpu.silu_mul(gate_up) if _has_kernel(gate_up) else reference.silu_mul(gate_up)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from atoll.kernels.attention import PagedLayout, paged_attention
-from atoll.kernels.fused import rms_norm, rope_store, silu_mul
+from atoll.kernels.fused import add_rms_norm, rms_norm, rope_store, silu_mul
 
 
 def warm_up(dtype: torch.dtype, device: torch.device) -> None:
@@ -14,6 +14,7 @@ def warm_up(dtype: torch.dtype, device: torch.device) -> None:
     start = torch.zeros(1, dtype=torch.long, device=device)
     cache = torch.ones(1, 1, 2, dtype=dtype, device=device)
     rms_norm(x, x[0], 1e-5)
+    add_rms_norm(x, x, x[0], 1e-5)
     silu_mul(x)
     rope_store(x, x[:, :2].contiguous(), x[:, :2].contiguous(), start, cache, cache, 1)
     one = torch.tensor([1])

@@ -18,13 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+)
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from atoll.adapters.linear import LinearGroup, MultiLoRALinear
-from atoll.kernels.fused import rms_norm, silu_mul
+from atoll.kernels.fused import add_rms_norm, rms_norm, silu_mul
 from atoll.kernels.linear import pack_modules
 from atoll.model.attention import current_context
 
@@ -60,20 +66,25 @@ class FusedAttention(nn.Module):
         **others: Any,
     ) -> tuple[Tensor, None]:
         """hidden_states: [1, tokens, hidden]. Returns the same shape; the context in force decides who sees whom."""
-        qkv = self.qkv(hidden_states[0])
+        return self.attend(hidden_states[0], *position_embeddings)[None], None
+
+    def attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x: [tokens, hidden]. Returns the same shape."""
+        qkv = self.qkv.forward(x)
         if self.norms is not None:
             self._normalise(qkv)
         out = current_context().attend_qkv(
             self.layer_idx,
             qkv,
-            *position_embeddings,
+            cos,
+            sin,
             num_heads=self._num_heads,
             num_kv_heads=self._num_kv_heads,
             scale=self._scale,
             window=self._window,
             softcap=None,
         )
-        return self.o(out)[None], None
+        return self.o.forward(out)
 
     def _normalise(self, qkv: Tensor) -> None:
         """Normalise every head's query and key in place (Qwen3)."""
@@ -93,12 +104,15 @@ class FusedMLP(nn.Module):
         self.down = group(mlp.down_proj)
         # transformers wraps SiLU in a class of its own.
         is_silu = type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        self._combine = silu_mul if is_silu else _gated(mlp.act_fn)
+        self._gate = silu_mul if is_silu else _gated(mlp.act_fn)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, tokens, hidden]. Returns the same shape."""
-        out: Tensor = self.down(self._combine(self.gate_up(x[0])))
-        return out[None]
+        return self.combine(x[0])[None]
+
+    def combine(self, x: Tensor) -> Tensor:
+        """x: [tokens, hidden]. Returns the same shape."""
+        return self.down.forward(self._gate(self.gate_up.forward(x)))
 
 
 class FusedRMSNorm(nn.Module):
@@ -107,11 +121,36 @@ class FusedRMSNorm(nn.Module):
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight = norm.weight
-        self._eps: float = norm.variance_epsilon
+        self.eps: float = norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden]. Returns the same shape."""
-        return rms_norm(x.view(-1, x.shape[-1]), self.weight, self._eps).view(x.shape)
+        return rms_norm(x.view(-1, x.shape[-1]), self.weight, self.eps).view(x.shape)
+
+
+class FusedLayer(nn.Module):
+    """A layer of fused parts. Calls them as plain functions: a module's call takes as long as a small kernel."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.self_attn: FusedAttention = layer.self_attn
+        self.mlp: FusedMLP = layer.mlp
+        self.input_layernorm: FusedRMSNorm = layer.input_layernorm
+        self.post_attention_layernorm: FusedRMSNorm = layer.post_attention_layernorm
+        # Read once: a module looks its parts up slowly.
+        self._norms = [
+            (norm.weight.detach(), norm.eps) for norm in (layer.input_layernorm, self.post_attention_layernorm)
+        ]
+        self._attend, self._combine = self.self_attn.attend, self.mlp.combine
+
+    def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **others: Any) -> Tensor:
+        """hidden_states: [1, tokens, hidden]. Returns the same shape."""
+        before, after = self._norms
+        x = hidden_states[0]
+        attended = self._attend(rms_norm(x, *before), *position_embeddings)
+        x, normed = add_rms_norm(x, attended, *after)
+        out: Tensor = x + self._combine(normed)
+        return out[None]
 
 
 class PackedHead(nn.Module):
@@ -148,6 +187,8 @@ def fuse(model: PreTrainedModel, *, bits: int | None = None) -> None:
     for parent, name, module in list(_children(model)):
         if isinstance(module, MultiLoRALinear):
             setattr(parent, name, group(module))
+        elif _has_fused_parts(module):
+            setattr(parent, name, FusedLayer(module))
 
 
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -167,6 +208,14 @@ def _fused(module: nn.Module, group: Callable[..., LinearGroup]) -> nn.Module | 
     if _same_code(kind, LlamaRMSNorm):
         return FusedRMSNorm(module)
     return None
+
+
+def _has_fused_parts(layer: Any) -> bool:
+    if not _same_code(type(layer), LlamaDecoderLayer):
+        return False
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    are_fused = all(isinstance(norm, FusedRMSNorm) for norm in norms)
+    return are_fused and isinstance(layer.self_attn, FusedAttention) and isinstance(layer.mlp, FusedMLP)
 
 
 def _gated(act_fn: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -27,6 +27,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x, y: [tokens, n], weight: [n], all contiguous and of one dtype."""
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    num_threads(1 + x.numel() // _PER_THREAD)
+    _add_rms_norm(
+        KINDS[x.dtype], x.data_ptr(), y.data_ptr(), weight.data_ptr(), total.data_ptr(), out.data_ptr(), *x.shape,
+        float(eps),
+    )  # fmt: skip
+    return total, out
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up: [tokens, 2 * n], contiguous."""
     tokens, width = gate_up.shape
@@ -68,6 +79,23 @@ def _rms_norm(
     small = np.float32(eps)
     for row in prange(num_rows):
         _norm_row(x[row], weight, small, out[row])
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _add_rms_norm(
+    kind: Array, x_address: int, y_address: int, weight_address: int, total_address: int, out_address: int,
+    num_rows: int, width: int, eps: float,
+) -> None:  # fmt: skip
+    x = carray(pointer(x_address), (num_rows, width), kind.dtype)
+    y = carray(pointer(y_address), (num_rows, width), kind.dtype)
+    weight = carray(pointer(weight_address), (width,), kind.dtype)
+    total = carray(pointer(total_address), (num_rows, width), kind.dtype)
+    out = carray(pointer(out_address), (num_rows, width), kind.dtype)
+    small = np.float32(eps)
+    for row in prange(num_rows):
+        for i in range(width):
+            total[row, i] = like(to_float32(x[row, i]) + to_float32(y[row, i]), total[row, i])
+        _norm_row(total[row], weight, small, out[row])
 
 
 # Dividing as numpy does: Python's check for zero would keep the loop from becoming vector instructions.

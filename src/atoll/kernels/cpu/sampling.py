@@ -11,22 +11,13 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from atoll.kernels.cpu.exp import LN2_HIGH, LN2_LOW, LOG2_E, polynomial
 from atoll.kernels.sampling import Doubles, Floats, Ints, Keys
 
 _ONE_BITS = 42
 _ONE = np.float32(2**_ONE_BITS)
 _FLOOR = np.float32(-40)
-_LOG2_E = np.float32(1.44269504088896341)
-_LN2_HIGH = np.float32(0.693359375)
-_LN2_LOW = np.float32(-2.12194440e-4)
-_C0 = np.float32(1.9875691500e-4)
-_C1 = np.float32(1.3981999507e-3)
-_C2 = np.float32(8.3334519073e-3)
-_C3 = np.float32(4.1665795894e-2)
-_C4 = np.float32(1.6666665459e-1)
-_C5 = np.float32(5.0000001201e-1)
 _HALF = np.float32(0.5)
-_UNIT = np.float32(1)
 
 _INFINITY = np.int32(0x7F800000)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -46,11 +37,9 @@ def _key(bits: np.int32) -> np.int32:
 def _weight(x: np.float32) -> np.int64:
     """floor(exp(x) * 2**42) for x <= 0."""
     x = max(x, _FLOOR)
-    whole = np.floor(x * _LOG2_E + _HALF)
-    rest = x - whole * _LN2_HIGH - whole * _LN2_LOW
-    y = ((((_C0 * rest + _C1) * rest + _C2) * rest + _C3) * rest + _C4) * rest + _C5
-    y = y * rest * rest + rest + _UNIT
-    return np.int64(y * _ONE) >> np.int64(-whole)
+    whole = np.floor(x * LOG2_E + _HALF)
+    rest = x - whole * LN2_HIGH - whole * LN2_LOW
+    return np.int64(polynomial(rest) * _ONE) >> np.int64(-whole)
 
 
 @njit(nogil=True)
