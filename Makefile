@@ -6,7 +6,7 @@
 
 export TORCH_INDEX PYTHON
 
-BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-gpu
+BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-frontend bench-overload bench-gpu
 .PHONY: help setup demo test nightly check bench lock $(BENCHES) bench-soak
 
 help:

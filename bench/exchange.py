@@ -78,7 +78,10 @@ def main() -> int:
     report(results, shape, given, size)
     tiers = stats.tiers
     results |= {"rss_gb": rss_bytes() / 1e9, "tiers": vars(tiers)}
-    print(f"loads into slots: {tiers.num_loads}, from files: {tiers.num_reads}, slots' hits: {tiers.num_slot_hits}, ", end="")
+    print(
+        f"loads into slots: {tiers.num_loads}, from files: {tiers.num_reads}, slots' hits: {tiers.num_slot_hits}, ",
+        end="",
+    )
     print(f"RSS at the end: {results['rss_gb']:.2f} GB")
     write_json(given.json, {"machine": facts, "shape": vars(shape), "results": results})
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_kill_while_publishing_never_leaves_a_torn_adapter(store: AdapterStore, 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        for delay_s in (0.0, 0.013, 0.3, 0.05, 0.021):
+        for delay_s in [0.0, 0.3] + [random.Random(seed).uniform(0.001, 0.06) for seed in range(18)]:
             process.stdin.write("publish\n")
             publisher = int(process.stdout.readline())
             time.sleep(delay_s)
@@ -107,7 +108,34 @@ def test_kill_while_publishing_never_leaves_a_torn_adapter(store: AdapterStore, 
                 read_adapter(adapter.folder)
         process.stdin.close()
     assert store.list(), "somebody published in all that time"
+    store.publish("other", save_random_adapter(tmp_path / "other", MODEL, seed=2))
+    assert not list((store.root / "objects").glob(".*")), "what killed processes left is swept away"
     assert store.publish("mood", Path(folders[0])).digest == adapter_digest(Path(folders[0]))
+
+
+PUBLISH_WITH_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from atoll.adapters.store import AdapterStore
+from atoll.errors import AtollError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    AdapterStore(Path(sys.argv[1])).publish("mood", Path(sys.argv[2]))
+except AtollError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_the_store_as_it_was(store: AdapterStore, tmp_path: Path) -> None:
+    old = store.publish("mood", save_random_adapter(tmp_path / "old", MODEL, seed=0))
+    new = save_random_adapter(tmp_path / "new", MODEL, seed=1)
+    command = [sys.executable, "-c", PUBLISH_WITH_A_FULL_DISK, str(store.root), str(new)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "mood could not be stored" in output
+    assert "mend:" in output
+    assert store.resolve("mood") == old
+    assert [path.name for path in (store.root / "objects").iterdir()] == [old.digest]
+    assert store.publish("mood", new).revision == 2
 
 
 def test_local_adapters_are_found_below_their_roots_only(store: AdapterStore, tmp_path: Path) -> None:

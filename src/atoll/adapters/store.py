@@ -26,10 +26,11 @@ from atoll.adapters.contract import AdapterContract, read_contract
 from atoll.adapters.peft_io import MAX_BYTES, WEIGHTS_NAME, adapter_digest, read_adapter
 from atoll.config.base import NAME_PATTERN
 from atoll.config.explain import did_you_mean
-from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
+from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, UsageError
 from atoll.files import fsync_dir, write_atomic
 
 CARD_NAME = "README.md"
+_TEMPORARY = ".new-"
 Revisions = list[dict[str, Any]]
 
 
@@ -84,22 +85,22 @@ class AdapterStore:
     def publish(self, name: str, folder: Path) -> StoredAdapter:
         """Copy a PEFT folder in as the next revision of `name` and return it; the same content again changes nothing.
 
-        Raises AdapterInvalid if the folder is not an adapter, UsageError if the name is not allowed.
+        Raises AdapterInvalid if the folder is not an adapter, UsageError if the name is not allowed, AtollError if the
+        store cannot be written.
         """
         check_name(name)
         source = StoredAdapter(name, 0, adapter_digest(folder), folder, read_contract(folder))
         read_adapter(folder, verify=source.verify)
-        with self._locked():
-            digest = source.digest
-            self._copy_object(source, self.root / "objects" / digest)
-            revisions = self._revisions(name)
-            if not revisions or revisions[-1]["digest"] != digest:
-                number = revisions[-1]["revision"] + 1 if revisions else 1
-                created = datetime.now(UTC).isoformat(timespec="seconds")
-                revisions.append({"revision": number, "digest": digest, "created": created})
-                text = json.dumps({"name": name, "revisions": revisions}, indent=2) + "\n"
-                write_atomic(self._name_path(name), text)
-        return self._stored(name, revisions[-1])
+        try:
+            with self._locked():
+                return self._add(name, source)
+        except OSError as error:
+            raise AtollError(
+                f"{name} could not be stored",
+                where=str(self.root),
+                why=error.strerror,
+                mend="see that the disk has room and the folder can be written; nothing was changed",
+            ) from error
 
     def resolve(self, adapter_id: str) -> StoredAdapter:
         """Find `name` (its latest revision), `name@<revision>` or `name@<digest prefix>`. Raises AdapterNotFound."""
@@ -134,6 +135,18 @@ class AdapterStore:
         """Replace an adapter's model card; the card is not part of its digest."""
         write_atomic(adapter.folder / CARD_NAME, text)
 
+    def _add(self, name: str, source: StoredAdapter) -> StoredAdapter:
+        """The caller holds the lock."""
+        self._copy_object(source, self.root / "objects" / source.digest)
+        revisions = self._revisions(name)
+        if not revisions or revisions[-1]["digest"] != source.digest:
+            number = revisions[-1]["revision"] + 1 if revisions else 1
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            revisions.append({"revision": number, "digest": source.digest, "created": created})
+            text = json.dumps({"name": name, "revisions": revisions}, indent=2) + "\n"
+            write_atomic(self._name_path(name), text)
+        return self._stored(name, revisions[-1])
+
     def _stored(self, name: str, entry: dict[str, Any]) -> StoredAdapter:
         folder = self.root / "objects" / entry["digest"]
         return StoredAdapter(name, entry["revision"], entry["digest"], folder, read_contract(folder))
@@ -158,7 +171,9 @@ class AdapterStore:
         if target.is_dir() and adapter_digest(target) == source.digest:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        for leftover in target.parent.glob(_TEMPORARY + "*"):  # of a process that was killed: nobody else has the lock
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
         try:
             for name in (*MAX_BYTES, CARD_NAME):
                 if (source.folder / name).is_file():
