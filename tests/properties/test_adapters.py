@@ -246,7 +246,7 @@ def test_a_group_warms_up_without_a_routing_and_keeps_its_table(bits: int | None
     x = torch.randn(2, 48)
     with torch.inference_mode(), bank.routed(Routing.from_slots([0, 0])):
         expected = group(x)
-    group.warm_up(torch.float32)
+    group.warm_up(torch.float32, [1, 64])
     with torch.inference_mode(), bank.routed(Routing.from_slots([0, 0])):
         assert torch.equal(group(x), expected)
 

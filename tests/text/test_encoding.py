@@ -103,3 +103,20 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 def test_half_a_character_is_refused() -> None:
     with pytest.raises(DataError, match="unpaired surrogate"):
         Encoder(make_kind("bytes")).prompt([Piece("a\ud83db", is_control=False)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spans_are_a_prompts_tokens_and_their_places(kind: str) -> None:
+    tokenizer = make_kind(kind)
+    encoder = Encoder(tokenizer)
+    specials = "".join(tokenizer.all_special_tokens)
+    for text in [*TEXTS, f"x{specials} <{specials}>é{tokenizer.eos_token}!"]:
+        spans = encoder.spans(text)
+        ids = encoder.prompt([Piece(text, is_control=False)])
+        assert [span.token_id for span in spans] == ids
+        assert all(0 <= span.start <= span.stop <= len(text) for span in spans)
+        assert [span.start for span in spans] == sorted(span.start for span in spans)
+        covered = {place for span in spans for place in range(span.start, span.stop)}
+        assert {place for place, char in enumerate(text) if not char.isspace()} <= covered
+        begin = ids[:1] == [tokenizer.bos_token_id] and kind in ("llama2", "metaspace-first")
+        assert encoder.spans(text, with_begin=False) == (spans[1:] if begin else spans)

@@ -192,8 +192,8 @@ def test_encode_chat_keeps_injected_turns_as_text() -> None:
 
 
 def test_encode_chat_refuses_what_the_template_refuses() -> None:
-    with pytest.raises(Incompatible, match="roles tool"):
-        encode_chat(make_kind("mistral"), [{"role": "tool", "content": "x"}])
+    with pytest.raises(Incompatible, match="roles king"):
+        encode_chat(make_kind("mistral"), [{"role": "king", "content": "x"}])
     with pytest.raises(Incompatible, match="no chat template"):
         encode_chat(make_kind("bytes-plain"), [{"role": "user", "content": "x"}])
     tokenizer = make_kind("bytes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -152,13 +152,18 @@ class LinearGroup(nn.Module):
             add_lora_group(rows, y, active.rows(len(rows), x.device), self._table)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
-    def warm_up(self, dtype: torch.dtype) -> None:
-        """Compile what inputs of a dtype will need, for few rows and for many, or load it from numba's cache."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Groups of one shape are computed by the same kernels."""
+        return self.in_features, self.out_features
+
+    def warm_up(self, dtype: torch.dtype, rows: Iterable[int]) -> None:
+        """Compile what inputs of a dtype with so many rows will need, or load it from numba's cache."""
         device = self._table.device
         a, b = (torch.zeros(1, width, dtype=self._table.dtype, device=device) for width in (self.in_features, 1))
         table = LoraTable(1, self.in_features, (1,), dtype=self._table.dtype, device=device)
         table.set(0, 0, LoraWeights(a, b.t(), 1.0))
-        for num_rows in (1, 64):
+        for num_rows in rows:
             x = torch.zeros(num_rows, self.in_features, dtype=dtype, device=device)
             self._base(x)
             add_lora_group(x, x[:, :1].contiguous(), LoraRows([(0, 0, num_rows)], device), table)

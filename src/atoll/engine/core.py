@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -66,6 +66,7 @@ class EngineStats:
 
     num_free_blocks: those that a request can get, cached ones without a holder among them. num_prefix_tokens: tokens of
     admitted prompts that were looked up in the prefix cache. resident_adapters: ids, least recently used first.
+    running_by_adapter, waiting_by_adapter: requests by the adapter's name, empty for the base. max_rank: of a slot.
     """
 
     num_waiting: int = 0
@@ -85,6 +86,9 @@ class EngineStats:
     num_adapter_loads: int = 0
     num_adapter_evictions: int = 0
     resident_adapters: tuple[str, ...] = ()
+    running_by_adapter: Mapping[str, int] = field(default_factory=dict)
+    waiting_by_adapter: Mapping[str, int] = field(default_factory=dict)
+    max_rank: int = 0
     tiers: TierStats = field(default_factory=TierStats)
 
 
@@ -125,6 +129,7 @@ class EngineCore:
         self._limit = "the model's length" if self.max_length == max_length else "the whole KV cache (kv_cache_bytes)"
         self._base = base
         self._num_slots = bank.num_slots
+        self._max_rank = bank.max_rank
         self._vocab_size: int = base.model.get_input_embeddings().num_embeddings
         self._pool = BlockPool(num_blocks, config.block_size)
         self._residency = AdapterResidency(
@@ -138,7 +143,8 @@ class EngineCore:
             max_num_requests=config.max_num_requests,
             prefix_cache=config.prefix_cache,
         )
-        self._runner = Runner(base, bank, num_blocks=num_blocks, block_size=config.block_size)
+        usual_rows = [*range(1, config.max_num_requests + 1), config.max_batch_tokens]
+        self._runner = Runner(base, bank, num_blocks=num_blocks, block_size=config.block_size, usual_rows=usual_rows)
         self._active: dict[str, _Active] = {}
         self._num_steps = self._num_computed = self._num_generated = self._num_finished = self._num_failed = 0
 
@@ -272,6 +278,9 @@ class EngineCore:
             num_adapter_loads=tiers.num_loads,
             num_adapter_evictions=tiers.num_slot_evictions,
             resident_adapters=tuple(adapter.id for adapter in self._residency.loaded),
+            running_by_adapter=dict(self._scheduler.running_by_adapter),
+            waiting_by_adapter=dict(self._scheduler.waiting_by_adapter),
+            max_rank=self._max_rank,
             tiers=tiers,
         )
 

@@ -21,6 +21,15 @@ def _line(state: RequestState) -> tuple[int, int]:
     return state.request.priority, state.arrival
 
 
+def _count(by_adapter: dict[str, int], state: RequestState, change: int) -> None:
+    name = state.request.adapter.name if state.request.adapter else ""
+    number = by_adapter.get(name, 0) + change
+    if number:
+        by_adapter[name] = number
+    else:
+        del by_adapter[name]
+
+
 class FairQueue:
     """All requests of the engine, waiting and running.
 
@@ -30,6 +39,8 @@ class FairQueue:
     def __init__(self, *, num_places: int, window: int) -> None:
         self.running: list[RequestState] = []  # by admission
         self.num_waiting = 0
+        self.running_by_adapter: dict[str, int] = {}  # by name, empty for the bare base; only those that have any
+        self.waiting_by_adapter: dict[str, int] = {}
         self.num_places = num_places
         self._window = window
         self._tenants: Ledger[Tenant] = Ledger(window)
@@ -46,14 +57,14 @@ class FairQueue:
         flow = tenant.flows.enter(digest, lambda: Flow(tenant=tenant))
         state = RequestState(request=request, arrival=self._num_arrived, flow=flow, token_ids=list(request.prompt_ids))
         self._num_arrived += 1
-        self.num_waiting += 1
-        insort(flow.waiting, state, key=_line)
+        self._wait(state)
         return state
 
     def admit(self, state: RequestState) -> None:
         """Let a waiting request run."""
         self._stop_waiting(state)
         self.running.append(state)
+        _count(self.running_by_adapter, state, 1)
         state.flow.running.append(state)
         state.is_running = state.was_admitted = True
         self._count_running(state.flow, 1)
@@ -61,8 +72,7 @@ class FairQueue:
     def send_back(self, state: RequestState) -> None:
         """Let a running request wait again, at its old place."""
         self._stop_running(state)
-        self.num_waiting += 1
-        insort(state.flow.waiting, state, key=_line)
+        self._wait(state)
 
     def remove(self, state: RequestState) -> None:
         """Forget a request."""
@@ -115,13 +125,20 @@ class FairQueue:
     def _places_of_tenant(self) -> float:
         return min(self.num_places, self._tenants.share(self.num_places))
 
+    def _wait(self, state: RequestState) -> None:
+        insort(state.flow.waiting, state, key=_line)
+        self.num_waiting += 1
+        _count(self.waiting_by_adapter, state, 1)
+
     def _stop_waiting(self, state: RequestState) -> None:
         waiting = state.flow.waiting
         del waiting[bisect_left(waiting, _line(state), key=_line)]
         self.num_waiting -= 1
+        _count(self.waiting_by_adapter, state, -1)
 
     def _stop_running(self, state: RequestState) -> None:
         self.running.remove(state)
+        _count(self.running_by_adapter, state, -1)
         state.flow.running.remove(state)
         state.is_running = False
         self._count_running(state.flow, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from atoll.kernels.warm_up import warm_up
 from atoll.model.attention import PagedContext, attending
 from atoll.model.load import BaseModel
 
+# Few rows and many are computed by different kernels.
+_ALL_KERNELS = (1, 64)
 # What is left over holds activations, adapters and, on a CPU, everybody else's programs.
 CUDA_SHARE = 0.6
 CPU_SHARE = 0.3
@@ -41,13 +43,16 @@ class StepResult(NamedTuple):
 class Runner:
     """The model, its bank of adapters and the KV cache."""
 
-    def __init__(self, base: BaseModel, bank: AdapterBank, *, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, base: BaseModel, bank: AdapterBank, *, num_blocks: int, block_size: int, usual_rows: Iterable[int]
+    ) -> None:
+        """usual_rows: numbers of tokens that many steps will have; kernels are made ready for them."""
         self._base = base
         self._bank = bank
         self._cache = KVCache.allocate(
             base.kv_shapes, num_blocks=num_blocks, block_size=block_size, dtype=base.dtype, device=base.device
         )
-        _warm_up(base)
+        _warm_up(base, sorted({*_ALL_KERNELS, *usual_rows}))
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> StepResult:
@@ -86,12 +91,13 @@ class Runner:
             handle.remove()
 
 
-def _warm_up(base: BaseModel) -> None:
+@torch.inference_mode()
+def _warm_up(base: BaseModel, rows: Sequence[int]) -> None:
     """Let the kernels be compiled, or read from numba's cache, now and not during the first request."""
     warm_up(base.dtype, base.device)
-    for module in base.model.modules():
-        if isinstance(module, LinearGroup):
-            module.warm_up(base.dtype)
+    groups = {group.shape: group for group in base.model.modules() if isinstance(group, LinearGroup)}
+    for group in groups.values():
+        group.warm_up(base.dtype, rows)
 
 
 def choose_num_blocks(

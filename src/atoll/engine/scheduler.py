@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -108,6 +108,16 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return self._queue.num_waiting
+
+    @property
+    def running_by_adapter(self) -> Mapping[str, int]:
+        """Running requests by the adapter's name, empty for the bare base."""
+        return self._queue.running_by_adapter
+
+    @property
+    def waiting_by_adapter(self) -> Mapping[str, int]:
+        """The same of those that wait."""
+        return self._queue.waiting_by_adapter
 
     def add(self, request: Request) -> RequestState:
         """Queue a request. The caller has checked that it fits into the block pool when it is alone."""

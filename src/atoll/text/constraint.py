@@ -23,6 +23,8 @@ MAX_GRAMMAR_CHARS = 65_536
 MAX_SCHEMA_DEPTH = 32
 # What one grammar may cost, to compile it and at each token, in llguidance's units: some ten milliseconds.
 _LIMITS = LLParserLimits(max_grammar_size=50_000, initial_lexer_fuel=500_000, step_lexer_fuel=100_000)
+# Between the parts of JSON: a space, or a new line and its indentation. Some models write spaces for ever if they may.
+_JSON_SPACE = r" |\n[ \t]{0,32}"
 
 
 class TokenConstraint:
@@ -77,12 +79,13 @@ class ConstraintCompiler:
 
     def json_schema(self, schema: Mapping[str, Any]) -> TokenConstraint:
         """Text that is valid JSON for a schema. Raises RequestInvalid for one that is wrong, too large or too deep."""
-        if _depth(schema) > MAX_SCHEMA_DEPTH:
+        if nesting_depth(schema) > MAX_SCHEMA_DEPTH:
             raise RequestInvalid(f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels", where="response_format")
         text = json.dumps(schema)
         _check_size(text)
         try:
-            return self._compile(LLMatcher.grammar_from_json_schema(text))
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _JSON_SPACE})
+            return self._compile(grammar)
         except ValueError as error:
             raise _refused(str(error)) from None
 
@@ -107,8 +110,8 @@ def _check_size(text: str) -> None:
         )
 
 
-def _depth(value: Any) -> int:
-    """Levels of nesting, counted without recursion: the value is a stranger's."""
+def nesting_depth(value: Any) -> int:
+    """Levels of nesting, up to one more than allowed; counted without recursion: the value is a stranger's."""
     deepest, todo = 0, [(value, 1)]
     while todo:
         item, depth = todo.pop()

@@ -7,6 +7,7 @@ the very ids that the tokenizer itself would give.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import re
@@ -28,6 +29,14 @@ class Piece(NamedTuple):
 
     text: str
     is_control: bool
+
+
+class TokenSpan(NamedTuple):
+    """A token, and the characters of a text that it stands for: those from `start` to before `stop`."""
+
+    token_id: int
+    start: int
+    stop: int
 
 
 class Encoder:
@@ -63,12 +72,20 @@ class Encoder:
             return []
         return self._encode([Piece(text, is_control=False)], is_start=not self._adds_space)
 
+    def spans(self, text: str, *, with_begin: bool = True) -> list[TokenSpan]:
+        """The tokens of a raw prompt and their places in it; the begin-of-sequence token has no width."""
+        breaks = self._breaks(text, [Piece(text, is_control=False)])
+        spans = self._broken_spans(text, breaks) if breaks else _spans(self._backend_encoding(text))
+        if not with_begin or [span.token_id for span in spans[:1]] == self._begin:
+            return spans
+        return [TokenSpan(token_id, 0, 0) for token_id in self._begin] + spans
+
     def _encode(self, pieces: Sequence[Piece], *, is_start: bool = True) -> list[int]:
         text = "".join(piece.text for piece in pieces)
         breaks = ([] if is_start else [0]) + self._breaks(text, pieces)
         if not breaks:
             return list(self._backend_encoding(text).ids)
-        return self._encode_broken(text, breaks)
+        return [span.token_id for span in self._broken_spans(text, breaks)]
 
     def _breaks(self, text: str, pieces: Sequence[Piece]) -> list[int]:
         """Where to break strings that look like special tokens and do not lie inside one control piece."""
@@ -84,21 +101,22 @@ class Encoder:
         spans = [match.span(1) for match in matches]
         return [begin + 1 for begin, end in spans if not any(a <= begin and end <= b for a, b in control)]
 
-    def _encode_broken(self, text: str, breaks: list[int]) -> list[int]:
+    def _broken_spans(self, text: str, breaks: list[int]) -> list[TokenSpan]:
         """Encode with a separator at each break, and drop the tokens that stand for separators."""
         bounds = [0, *breaks, len(text)]
         marked = _SEPARATOR.join(text[a:b] for a, b in itertools.pairwise(bounds))
-        separators = {position + index for index, position in enumerate(breaks)}
-        encoding = self._backend_encoding(marked)
-        ids: list[int] = []
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        places = [position + index for index, position in enumerate(breaks)]
+        separators = set(places)
+        spans: list[TokenSpan] = []
+        for token_id, start, end in _spans(self._backend_encoding(marked)):
             covered = separators.intersection(range(start, end))
             if covered and end - start > 1:
                 raise Incompatible("the tokenizer cannot keep the text of special tokens apart from the tokens")
             # A token of no width is the space that some tokenizers put before the first character.
             if not covered and (end > start or start not in separators):
-                ids.append(token_id)
-        return ids
+                num_before = bisect.bisect_left(places, start)
+                spans.append(TokenSpan(token_id, start - num_before, end - num_before))
+        return spans
 
     def _backend_encoding(self, text: str) -> Encoding:
         try:
@@ -107,6 +125,10 @@ class Encoder:
             mend = "repair the text: it was cut, or decoded with the wrong encoding"
             raise DataError("the text holds half a character (an unpaired surrogate)", mend=mend) from None
         return encoding
+
+
+def _spans(encoding: Encoding) -> list[TokenSpan]:
+    return [TokenSpan(token_id, *place) for token_id, place in zip(encoding.ids, encoding.offsets, strict=True)]
 
 
 @functools.lru_cache(maxsize=8)

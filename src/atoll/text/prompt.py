@@ -16,6 +16,7 @@ from atoll.config.task import PromptConfig
 from atoll.config.template import TemplatePart, parse_template
 from atoll.errors import ConfigError, DataError, Incompatible
 from atoll.text.chat import ChatFrame, chat_frame, chat_pieces
+from atoll.text.chat_tools import Message, Tool
 from atoll.text.encoding import Piece, encoder_of
 from atoll.text.tokenizer import completion_end_id
 
@@ -154,15 +155,17 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, parse_special:
     return encoder_of(tokenizer).prompt([Piece(text, is_control=parse_special)])
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The ids of a conversation (`role` and `content` of each message), ready for the assistant's answer.
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> list[int]:
+    """The ids of a conversation, ready for the assistant's answer, which may call one of the tools.
 
     Raises Incompatible if the base has no chat template or its template refuses the messages.
     """
     if not tokenizer.chat_template:
         mend = "send a text prompt instead, or use an instruct model as base"
         raise Incompatible("the base model has no chat template", mend=mend)
-    return encoder_of(tokenizer).prompt(chat_pieces(tokenizer, messages))
+    return encoder_of(tokenizer).prompt(chat_pieces(tokenizer, messages, tools))
 
 
 def length_limit(

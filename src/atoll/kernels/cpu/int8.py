@@ -14,6 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from atoll.kernels.cpu.linear import padded
 from atoll.kernels.cpu.threads import num_threads
 from atoll.kernels.cpu.values import Array, as_numpy, like, to_float32
 
@@ -47,12 +48,13 @@ class Int8Linear:
             y = x.new_empty(len(x), self.out_features)
             _multiply(rows, *self._arrays, as_numpy(y), num_threads())
             return y
-        codes, row_scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), 1)
-        _quantise_rows(rows, as_numpy(codes), as_numpy(row_scales), num_threads())
+        codes = torch.empty(padded(len(x)), self.in_features, dtype=torch.uint8)
+        row_scales = torch.empty(len(x), 1)
+        _quantise_rows(rows, as_numpy(codes[: len(x)]), as_numpy(row_scales), num_threads())
         products: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, _ZERO_POINT, self._packed, self._scales, self._zero_points, None, 1.0, 0, torch.float32,
             "none", [], "",
-        )  # fmt: skip
+        )[: len(x)]  # fmt: skip
         products.mul_(row_scales)
         if self._bias is not None:
             products.add_(self._bias)
