@@ -13,7 +13,7 @@ help:
 	@echo "make setup   make .venv with the atoll command"
 	@echo "make demo    tune, evaluate and serve three specialists (about ten minutes on two cores)"
 	@echo "make test    run all tests"
-	@echo "make nightly the tests under load at full size (five minutes), then half an hour of load"
+	@echo "make nightly the tests under load at full size (half an hour), then half an hour of load"
 	@echo "make check   format, lint, types, floors and the fast tests"
 	@echo "make bench   measure everything (hours; bench/README.md says what); make bench-serve measures one part"
 	@echo "make lock    pin the dependencies of pyproject.toml in requirements.lock"
@@ -26,10 +26,11 @@ demo: setup
 
 test: setup
 	@scripts/setup --tests
+	@scripts/debian-tools
 	.venv/bin/python -m pytest
 
 nightly: setup
-	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest tests/load tests/properties/test_peft_equal.py
+	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest tests/load tests/properties/test_peft_equal.py tests/server/test_schema.py
 	@$(MAKE) bench-soak
 
 check: setup

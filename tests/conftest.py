@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 # Before any import that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Servers of tests must not ask for the keys of whoever runs them: there is nothing at this path.
+os.environ["ATOLL_DATABASE"] = str(Path(tempfile.gettempdir()) / f"atoll-tests-{os.getpid()}" / "atoll.db")
 # Tiny matrices gain nothing from threads, and on busy cores their barriers cost ten times the arithmetic.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -102,3 +102,38 @@ class Overloaded(AtollError):
 
     http_status = 429
     code = "overloaded"
+    retry_after_s = 1
+
+
+class RateLimited(Overloaded):
+    """The caller has used up what its key allows for now. retry_after_s: when to try again, whole seconds."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, what: str, *, retry_after_s: int) -> None:
+        super().__init__(what, mend=f"try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class Unauthorized(AtollError):
+    """No key, or none that is valid."""
+
+    exit_code = 2
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(AtollError):
+    """Whoever asks may not do this."""
+
+    exit_code = 2
+    http_status = 403
+    code = "permission_denied"
+
+
+class Unavailable(AtollError):
+    """Something that the server stands on is gone for now, or the server itself is about to be."""
+
+    http_status = 503
+    code = "unavailable"
+    retry_after_s = 5

@@ -68,6 +68,34 @@ def test_a_prompt_cannot_forge_a_line() -> None:
     assert "\u2028" not in stream.getvalue()
 
 
+def test_a_fact_cannot_pass_for_two() -> None:
+    stream = io.StringIO()
+    setup_logging(stream=stream)
+    get_logger("atoll.server").info("request", extra={"adapter": 'a status=200 "x', "route": "/v1/models/{id}"})
+    assert stream.getvalue().endswith('request adapter="a status=200 \\"x" route=/v1/models/{id}\n')
+
+
+def test_the_text_of_an_error_cannot_forge_a_line() -> None:
+    stream = io.StringIO()
+    setup_logging(stream=stream)
+    try:
+        raise ValueError("x\n12:00:00 INFO server: forged\r\x1b[2J")
+    except ValueError:
+        get_logger("atoll.server").exception("failed")
+    first, *others = stream.getvalue().splitlines()
+    assert first.endswith("failed")
+    assert all(line.startswith("  | ") for line in others)
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_libraries_warn_in_the_same_form() -> None:
+    stream = io.StringIO()
+    setup_logging(json_lines=True, stream=stream, others=("some_library",))
+    logging.getLogger("some_library.part").info("not shown")
+    logging.getLogger("some_library.part").warning("shown")
+    assert json.loads(stream.getvalue())["logger"] == "some_library.part"
+
+
 def test_setting_up_twice_logs_once() -> None:
     first, second = io.StringIO(), io.StringIO()
     setup_logging(stream=first)
@@ -87,6 +115,7 @@ def test_setting_up_twice_logs_once() -> None:
         ("password=x&y next", "password=*** next"),
         ("https://user:secret@host/path", "https://***@host/path"),
         ("sk-proj-ABCDEFGHIJ1234567890", "***"),
+        ("key atoll-0123456789ab-AbC_-123456789012345 used", "key *** used"),
         ("https://host:8080/path of 12 tokens: 3", "https://host:8080/path of 12 tokens: 3"),
         ("max_new_tokens=64 token_budget=2048", "max_new_tokens=64 token_budget=2048"),
     ],

@@ -24,12 +24,19 @@ def test_a_failure_counts_as_zero_whatever_the_metric() -> None:
         "exact_match": "",
         "rouge_l": "some words",
         "entity_f1": '{"person": ["Ann"]}',
-        "accuracy_flex_published": "0",
+        "accuracy_flex_as_published": "0",
         "sql_execution": "SELECT name FROM players",
+        "sql_canonical": "SELECT name FROM players",
+        "wikisql_logical": "SELECT name FROM table",
+        "wikisql_execution": "SELECT name FROM table",
+        "ifeval_loose": '["punctuation:no_comma"]',
+        "ifeval_strict": '["punctuation:no_comma"]',
     }
+    columns = {"table": "name", "references": '["a"]', "answers": '["0"]', "kwargs": "[{}]"}
+    columns |= {"problem": "def f():", "entry_point": "f", "test": ""}
     for name, metric in METRICS.items():
-        reference = references.get(name, "0")
-        rows = example_statistics(metric, [output("half an answer", reference, error="it broke")])
+        failed = output("half an answer", references.get(name, "0"), error="it broke")
+        rows = example_statistics(metric, [failed.model_copy(update={"columns": columns})])
         assert metric.aggregate(rows[0].tolist()) == 0.0, name
 
 
@@ -67,13 +74,13 @@ def test_three_of_three_beat_no_published_score() -> None:
 
 def test_published_scores_are_held_against_their_own_measure() -> None:
     published = PublishedScores(metric="accuracy", mistral_7b=0.959, gpt_4=0.5, source="a paper")
-    both = record(metrics=("accuracy", "accuracy_flex_published"), published=published)
+    both = record(metrics=("accuracy", "accuracy_flex_as_published"), published=published)
     rambling = [output("1, I think", "1", i) for i in range(100)]
     scored = make_results((both, rambling, rambling)).members[0]
     assert scored.primary.scores[ADAPTER].value == 0.0
     assert [(c.contender, c.metric, c.verdict) for c in scored.published_comparisons] == [
-        ("mistral_7b", "accuracy_flex_published", "beats"),
-        ("gpt_4", "accuracy_flex_published", "beats"),
+        ("mistral_7b", "accuracy_flex_as_published", "beats"),
+        ("gpt_4", "accuracy_flex_as_published", "beats"),
     ]
     other = record(metrics=("exact_match",), published=published)
     assert make_results((other, rambling, rambling)).members[0].published_comparisons == ()

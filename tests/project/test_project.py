@@ -40,7 +40,9 @@ def test_make_has_the_promised_targets_and_all_of_them_set_up_first() -> None:
         assert f'"make {target} ' in text("Makefile"), f"`make help` does not mention {target}"
 
 
-@pytest.mark.parametrize("script", ["scripts/setup", "scripts/check", "scripts/lock", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", [*(f"scripts/{name}" for name in ("setup", "check", "lock", "debian-tools")), ".ci/run"]
+)
 def test_scripts_can_be_run(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111, "not executable"

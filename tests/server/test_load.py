@@ -44,8 +44,8 @@ def is_idle(served: Served) -> bool:
 def raw_post(path: str, content: dict[str, Any]) -> bytes:
     """A request as bytes, for clients that behave badly."""
     body = json.dumps(content).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return f"POST {path} HTTP/1.1\r\n{headers}".encode() + body
 
 
 def outcomes(served: Served, adapter: str) -> dict[str, float]:

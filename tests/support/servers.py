@@ -21,6 +21,7 @@ from atoll.config.task import GenerationConfig, PromptConfig
 from atoll.engine import Engine
 from atoll.model.source import resolve_base
 from atoll.server.app import create_app
+from atoll.server.keys.accounts import Accounts
 from atoll.server.settings import ServerSettings
 from support.adapters import save_random_adapter
 from support.engines import World, make_world
@@ -73,12 +74,11 @@ def publish_contracts(world: World, folder: Path) -> AdapterStore:
 
 
 @contextmanager
-def serving(app: Any, listener: socket.socket | None = None) -> Iterator[str]:
+def serving(app: Any, listener: socket.socket | None = None, **config: Any) -> Iterator[str]:
     """Run an ASGI application in a thread; yields its address."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
-    )
+    config = {"log_config": None, "access_log": False, "lifespan": "off", "timeout_graceful_shutdown": 5} | config
+    server = uvicorn.Server(uvicorn.Config(app, **config))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())
@@ -92,12 +92,14 @@ def serving(app: Any, listener: socket.socket | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def served_world(folder: Path, *, settings: ServerSettings | None = None, **limits: Any) -> Iterator[Served]:
+def served_world(
+    folder: Path, *, settings: ServerSettings | None = None, accounts: Accounts | None = None, **limits: Any
+) -> Iterator[Served]:
     """A server over a tiny base with random adapters, four without a contract and two with one."""
     world = make_world(folder)
     store = publish_contracts(world, folder)
     with world.engine(**limits) as engine:
-        app = create_app(engine, engine.base, AdapterCatalog(store, [folder]), settings=settings)
+        app = create_app(engine, engine.base, AdapterCatalog(store, [folder]), settings=settings, accounts=accounts)
         with serving(app) as url:
             yield Served(url, engine, world, store)
 

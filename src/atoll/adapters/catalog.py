@@ -27,6 +27,7 @@ class AdapterCatalog:
         self.store = store
         self._roots = [root.resolve() for root in adapter_roots]
         self._digests: dict[Path, tuple[_Stats, str]] = {}
+        self._unloaded: set[str] = set()
 
     def resolve(self, adapter_id: str, source: str | None = None) -> StoredAdapter:
         """source None: a store name[@revision]. "local": a path below an adapter root, absolute or relative to one.
@@ -36,14 +37,33 @@ class AdapterCatalog:
         if not adapter_id or len(adapter_id) > MAX_ID_CHARS or "\0" in adapter_id:
             raise UsageError("an adapter id has 1 to 512 characters and no NUL")
         if source in (None, "store"):
+            if (name := adapter_id.partition("@")[0]) in self._unloaded:
+                raise AdapterNotFound(f"no adapter {name!r} in the store", mend="load it again")
             return self.store.resolve(adapter_id)
         if source != "local":
             raise UsageError(f"adapter_source {source!r} is not supported", mend="use local, or leave it out")
         return self._local(adapter_id)
 
     def list(self) -> list[StoredAdapter]:
-        """The latest revision of every adapter in the store."""
-        return self.store.list()
+        """The latest revision of every adapter in the store, but for those that are unloaded."""
+        return [adapter for adapter in self.store.list() if adapter.name not in self._unloaded]
+
+    def load(self, name: str, path: str) -> StoredAdapter:
+        """Store the PEFT folder at a path below an adapter root as the next revision of `name`.
+
+        Raises AdapterNotFound, AdapterInvalid, and UsageError for a name that is not allowed.
+        """
+        adapter = self.store.publish(name, self.resolve(path, "local").folder)
+        self._unloaded.discard(name)
+        return adapter
+
+    def unload(self, name: str) -> None:
+        """Know an adapter of the store no more, until it is loaded or the process starts anew. Raises AdapterNotFound.
+
+        Requests that have begun go on; what is stored stays.
+        """
+        self.resolve(name)
+        self._unloaded.add(name.partition("@")[0])
 
     def _local(self, path: str) -> StoredAdapter:
         for root in self._roots:

@@ -302,7 +302,7 @@ class AdapterResidency:
                 self._counts.num_host_hits += 1
                 return weights
         started_at_s = time.monotonic()
-        self._check_base(adapter)
+        adapter.check_base(self._base_digest)
         weights = read_adapter(
             adapter.folder, verify=adapter.verify, check=self._bank.check, allocate=partial(self._allocate, load)
         )
@@ -311,16 +311,6 @@ class AdapterResidency:
             self._counts.num_reads += 1
             self._counts.read_s += time.monotonic() - started_at_s
         return weights
-
-    def _check_base(self, adapter: StoredAdapter) -> None:
-        contract = adapter.contract
-        if contract is not None and contract.base.digest != self._base_digest:
-            raise AdapterInvalid(
-                f"the adapter belongs to the base model {contract.base.name!r}",
-                where=adapter.id,
-                why=f"its base has the digest {contract.base.digest[:19]}, the one in use {self._base_digest[:19]}",
-                mend=f"start with --base-model {contract.base.name}",
-            )
 
     def _allocate(self, load: _Load, num_bytes: int) -> Tensor:
         """Memory for an adapter's weights within the limit. Raises AdapterInvalid or Overloaded if it can never fit."""

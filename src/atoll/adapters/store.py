@@ -67,6 +67,17 @@ class StoredAdapter:
             mend=f"publish {self.name} again, or restore the folder from a backup",
         )
 
+    def check_base(self, digest: str) -> None:
+        """Raise AdapterInvalid if the contract names another base model than that of `digest`."""
+        base = self.contract.base if self.contract else None
+        if base is not None and base.digest != digest:
+            raise AdapterInvalid(
+                f"the adapter belongs to the base model {base.name!r}",
+                where=self.id,
+                why=f"its base has the digest {base.digest[:19]}, the one in use {digest[:19]}",
+                mend=f"start with --base-model {base.name}",
+            )
+
 
 def default_store_root() -> Path:
     """$ATOLL_STORE, else `atoll/store` in the XDG data folder."""

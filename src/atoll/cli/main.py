@@ -11,7 +11,9 @@ from atoll import __version__
 from atoll.cli.check import check
 from atoll.cli.demo import demo
 from atoll.cli.eval import evaluate
+from atoll.cli.keys import keys
 from atoll.cli.ls import ls
+from atoll.cli.ps import ps
 from atoll.cli.run import run
 from atoll.cli.schema import schema
 from atoll.cli.serve import serve
@@ -28,9 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, tune, serve, run, ls, schema, demo):
+for command in (check, tune, serve, run, ls, ps, schema, demo):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(keys, name="keys")
 app.add_typer(tasks, name="tasks")
 
 

@@ -143,7 +143,8 @@ def _answer(base: BaseModel, catalog: AdapterCatalog, ask: Ask, *, show: bool) -
     from atoll.server.settings import ServerSettings
 
     with build_engine(base, num_slots=1, max_rank=_MAX_RANK, config=EngineConfig(max_num_requests=1)) as engine:
-        prepared = Preparer(base, catalog, ServerSettings(), max_length=engine.max_length).prepare(ask, ANYBODY)
+        preparer = Preparer(base, catalog, ServerSettings(), max_length=engine.max_length, max_rank=_MAX_RANK)
+        prepared = preparer.prepare(ask, ANYBODY)
         if prepared.num_cut_tokens:
             print(f"note: {prepared.num_cut_tokens} tokens of the longest column were cut", file=sys.stderr)
         return _stream(engine, prepared.request(0, ANYBODY, ignore), show=show)

@@ -2,127 +2,153 @@
 
 from __future__ import annotations
 
-import ipaddress
-import json
-import shlex
-import signal
-import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import typer
-
-from atoll.cli.loading import DType
+from atoll.cli.serve_options import ServeOptions, takes
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from atoll.adapters.store import StoredAdapter
-    from atoll.errors import UsageError
+    from atoll.engine import Engine
     from atoll.model.load import BaseModel
-
-DRAIN_S = 10
-_MAX_LISTED = 20
-
-BaseModelName = Annotated[
-    str | None, typer.Option(help="Hub id, folder, .gguf file or alias; the adapters' own unless given.")
-]
-StoreFolder = Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="The folder that holds the adapters.")]
-AdapterRoots = Annotated[
-    list[Path] | None,
-    typer.Option(help="A folder below which PEFT folders may be named by path; repeat for more."),
-]
-Number = Annotated[DType, typer.Option(help="Numbers to compute with; auto: bfloat16 where the machine has it.")]
-MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of a prompt and its answer; the base model's own unless given.")
-]
-MaxOpenRequests = Annotated[int, typer.Option(min=1, help="Requests that run or wait; one more is answered with 429.")]
-Int8 = Annotated[
-    bool, typer.Option("--int8", help="Compute the base's linear layers in 8 bits: less memory, faster on a CPU.")
-]
-KVCacheBytes = Annotated[
-    int | None, typer.Option(min=1, help="Memory of the KV cache; a share of what is free unless given.")
-]
-HostAdapterBytes = Annotated[
-    int | None, typer.Option(min=1, help="Memory for adapters beside the slots; a share of what is free unless given.")
-]
-PrefixCache = Annotated[bool, typer.Option(help="Compute equal beginnings of prompts once (per tenant and adapter).")]
+    from atoll.server.keys.accounts import Accounts
+    from atoll.server.keys.hosts import HostRule
+    from atoll.server.settings import ServerSettings
+    from atoll.server.tracing import Tracing
 
 
-def serve(
-    base_model: BaseModelName = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 3000,
-    store: StoreFolder = None,
-    adapter_root: AdapterRoots = None,
-    dtype: Number = "auto",
-    num_slots: Annotated[int, typer.Option(min=1, help="Adapters on the device at once.")] = 8,
-    max_rank: Annotated[int, typer.Option(min=1, help="The largest rank of an adapter.")] = 64,
-    max_batch_tokens: Annotated[int, typer.Option(min=1, help="The token budget of one step.")] = 512,
-    max_num_requests: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
-    max_length: MaxLength = None,
-    int8: Int8 = False,
-    kv_cache_bytes: KVCacheBytes = None,
-    host_adapter_bytes: HostAdapterBytes = None,
-    prefix_cache: PrefixCache = True,
-    max_open_requests: MaxOpenRequests = 256,
-) -> None:
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
     """Answer for the base model and all its adapters over HTTP, in LoRAX's dialect and in OpenAI's.
+
+    Once there is a key (`atoll keys create`) every request needs one. Without keys only this machine is listened to.
 
     Example: atoll serve --port 3000
     """
-    from atoll.adapters.catalog import AdapterCatalog
-    from atoll.cli.loading import load_base_for, open_store
-    from atoll.engine import EngineConfig, build_engine
+    from atoll.cli.serving import banner, listen, run_server
     from atoll.log import setup_logging
-    from atoll.server.app import create_app
+
+    has_terminal = sys.stderr.isatty()
+    json_lines = options.log_format == "json" or (options.log_format == "auto" and not has_terminal)
+    setup_logging(json_lines=json_lines, others=("uvicorn",))
+    # Before anything heavy: a port in use, or a database that is gone, should not cost a minute.
+    with listen(options.host, options.port) as listener, _accounts(options) as accounts:
+        hosts = _host_rule(options, listener.getsockname()[0], has_keys=accounts is not None)
+        roots = _checked_roots(options.adapter_root or ())
+
+        from atoll.adapters.catalog import AdapterCatalog
+        from atoll.cli.loading import load_base_for, open_store
+        from atoll.server.access import Lifecycle
+        from atoll.server.app import create_app
+
+        store = open_store(options.store)
+        catalog = AdapterCatalog(store, roots)
+        base = load_base_for(catalog.list(), options.base_model, options.dtype)
+        settings = _settings(options)
+        lifecycle = Lifecycle()
+        with _engine(base, options) as engine, _tracing(options) as tracing:
+            app = create_app(
+                engine,
+                base,
+                catalog,
+                settings=settings,
+                accounts=accounts,
+                hosts=hosts,
+                lifecycle=lifecycle,
+                tracing=tracing,
+            )
+            words = banner(base, store.root, catalog.list(), listener, has_keys=accounts is not None)
+            run_server(app, listener, words, settings, lifecycle, engine=engine, drain_s=options.drain_s)
+
+
+def _settings(options: ServeOptions) -> ServerSettings:
     from atoll.server.settings import ServerSettings
 
-    setup_logging()
-    with _listen(host, port) as listener:  # before the model is loaded: a port in use should not cost a minute
-        opened = open_store(store)
-        catalog = AdapterCatalog(opened, _checked_roots(adapter_root or ()))
-        base = load_base_for(catalog.list(), base_model, dtype)
-        config = EngineConfig(
-            max_batch_tokens=max_batch_tokens,
-            max_num_requests=max_num_requests,
-            max_length=max_length,
-            kv_cache_bytes=kv_cache_bytes,
-            host_adapter_bytes=host_adapter_bytes,
-            prefix_cache=prefix_cache,
-        )
-        bits: Literal[8] | None = 8 if int8 else None
-        with build_engine(base, num_slots=num_slots, max_rank=max_rank, bits=bits, config=config) as engine:
-            app = create_app(engine, base, catalog, settings=ServerSettings(max_open_requests=max_open_requests))
-            _run(app, listener, _banner(base, opened.root, catalog.list(), listener))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    from atoll.errors import UsageError
-
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(f"no address {host!r}", why=str(error), mend="use --host 127.0.0.1") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(f"{host}:{port}", error) from None
-    return listener
-
-
-def _cannot_listen(where: str, error: OSError) -> UsageError:
-    from atoll.errors import UsageError
-
-    return UsageError(
-        f"cannot listen on {where}",
-        why=error.strerror,
-        mend="stop what listens there, or choose another port with --port (0 takes a free one)",
+    return ServerSettings(
+        max_open_requests=options.max_open_requests,
+        remote_sources=tuple(options.adapter_source or ()),
+        adapter_hosts=tuple(options.adapter_host or ServerSettings.adapter_hosts),
+        private_adapter_hosts=tuple(options.private_adapter_host or ()),
+        adapter_buckets=tuple(options.adapter_bucket or ()),
+        hub_endpoint=options.hub_endpoint,
+        s3_endpoint=options.s3_endpoint,
+        max_adapter_bytes=options.max_adapter_bytes,
+        merge_timeout_s=options.merge_timeout_s,
+        adapter_cache=options.adapter_cache,
     )
+
+
+@contextmanager
+def _tracing(options: ServeOptions) -> Iterator[Tracing | None]:
+    """Where traces go, if anywhere; what is left of them is sent at the end."""
+    if options.otlp_endpoint is None:
+        yield None
+        return
+    from atoll.server.tracing import Tracing
+
+    tracing = Tracing(options.otlp_endpoint)
+    try:
+        yield tracing
+    finally:
+        tracing.close()
+
+
+def _engine(base: BaseModel, options: ServeOptions) -> Engine:
+    from atoll.engine import EngineConfig, build_engine
+
+    config = EngineConfig(
+        max_batch_tokens=options.max_batch_tokens,
+        max_num_requests=options.max_num_requests,
+        max_length=options.max_length,
+        kv_cache_bytes=options.kv_cache_bytes,
+        host_adapter_bytes=options.host_adapter_bytes,
+        prefix_cache=options.prefix_cache,
+    )
+    bits: Literal[8] | None = 8 if options.int8 else None
+    return build_engine(base, num_slots=options.num_slots, max_rank=options.max_rank, bits=bits, config=config)
+
+
+@contextmanager
+def _accounts(options: ServeOptions) -> Iterator[Accounts | None]:
+    """Keys and usage, running; None where nobody has made a key, or nobody shall need one."""
+    from atoll.server.keys.accounts import Accounts
+    from atoll.server.keys.database import Database, data_folder, database_url, exists
+    from atoll.server.keys.keys import KeyStore
+
+    url = database_url(options.database)
+    if options.no_keys or not exists(url):
+        yield None
+        return
+    database = Database(url)
+    try:
+        if not KeyStore(database).list():
+            yield None
+            return
+        journals = options.usage_journal or data_folder() / "usage"
+        price_usd = options.price_per_million_tokens
+        with Accounts(database, journals, price_per_million_tokens_usd=price_usd) as accounts:
+            yield accounts
+    finally:
+        database.close()
+
+
+def _host_rule(options: ServeOptions, address: str, *, has_keys: bool) -> HostRule:
+    """Which names are answered to without keys. Raises UsageError where strangers could come in unasked."""
+    import ipaddress
+
+    from atoll.errors import UsageError
+    from atoll.server.keys.hosts import HostRule
+
+    is_public = not ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    if is_public and not has_keys and not (options.no_keys and options.allow_public):
+        raise UsageError(
+            f"{options.host} can be reached from other machines, and there are no keys",
+            why="whoever reaches it could use it",
+            mend="make one with `atoll keys create`; or say twice that you mean it: --no-keys --allow-public",
+        )
+    return HostRule(options.allowed_host or (), any_address=is_public)
 
 
 def _checked_roots(roots: Sequence[Path]) -> list[Path]:
@@ -132,54 +158,3 @@ def _checked_roots(roots: Sequence[Path]) -> list[Path]:
         if not root.is_dir():
             raise UsageError(f"--adapter-root {root} is not a folder")
     return list(roots)
-
-
-def _run(app: FastAPI, listener: socket.socket, banner: str) -> None:
-    """Serve until SIGINT or SIGTERM; running requests then have DRAIN_S seconds."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            print(banner, flush=True)
-
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S, lifespan="off")
-    # uvicorn raises a signal again once it has stopped, to whoever handled it before: then nothing is left to do.
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        Server(config).run(sockets=[listener])
-    except OSError as error:  # somebody took the port while the model was loading
-        raise _cannot_listen(f"port {listener.getsockname()[1]}", error) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _banner(base: BaseModel, store: Path, adapters: Sequence[StoredAdapter], listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    fitting = [a for a in adapters if a.contract is None or a.contract.base.digest == base.digest]
-    lines = [
-        f"base model {base.name}: {base.num_params / 1e6:.0f}M parameters, {str(base.dtype)[6:]} on {base.device}",
-        f"adapters in {store}: {len(fitting) or 'none'}",
-        *(f"  {a.id:<24} {a.contract.description if a.contract else ''}".rstrip() for a in fitting[:_MAX_LISTED]),
-    ]
-    if len(fitting) > _MAX_LISTED:
-        lines.append(f"  ... and {len(fitting) - _MAX_LISTED} more: atoll ls")
-    if len(fitting) < len(adapters):
-        lines.append(f"  ({len(adapters) - len(fitting)} more belong to other base models)")
-    lines += [f"listening on {address}", "", _example(address, fitting), "", "stop with Ctrl-C"]
-    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        lines.append("warning: there are no keys: whoever reaches this address can use it")
-    return "\n".join(lines)
-
-
-def _example(address: str, adapters: Sequence[StoredAdapter]) -> str:
-    """A command to copy that asks an adapter, one with a template if there is any."""
-    body: dict[str, object] = {"inputs": "Hello", "parameters": {"max_new_tokens": 20}}
-    if adapters:
-        adapter = next((a for a in adapters if a.contract), adapters[0])
-        inputs = dict.fromkeys(adapter.contract.prompt.columns, "...") if adapter.contract else "Hello"
-        body = {"inputs": inputs, "parameters": {"adapter_id": adapter.name}}
-    content = shlex.quote(json.dumps(body))
-    return f"  curl {address}/generate -H 'Content-Type: application/json' -d {content}"

@@ -113,8 +113,20 @@ class PublishedScores(ConfigModel):
 
     metric: Text
     """The metric that the scores are measured with."""
+    phi_2: float | None = None
+    """Phi-2 (2.7 billion parameters) fine-tuned on the task."""
+    gemma_2b: float | None = None
+    """Gemma-2B fine-tuned on the task."""
+    llama_2_7b: float | None = None
+    """Llama-2-7B fine-tuned on the task."""
     mistral_7b: float | None = None
     """Mistral-7B fine-tuned on the task."""
+    mistral_7b_instruct: float | None = None
+    """Mistral-7B-Instruct fine-tuned on the task."""
+    zephyr_7b: float | None = None
+    """Zephyr-7B-beta fine-tuned on the task."""
+    gpt_3_5_turbo: float | None = None
+    """GPT-3.5-Turbo, prompted."""
     gpt_4: float | None = None
     """GPT-4, prompted."""
     source: Text

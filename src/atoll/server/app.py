@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
-from starlette.responses import JSONResponse, Response
+from fastapi import APIRouter, FastAPI
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from atoll import __version__
 from atoll.adapters.catalog import AdapterCatalog
+from atoll.server.access import Access, Lifecycle
 from atoll.server.body_limit import BodyLimit
 from atoll.server.errors import install_error_handlers
 from atoll.server.gateway import Gateway, RequestEngine
+from atoll.server.keys.accounts import Accounts
+from atoll.server.keys.guard import Guard
+from atoll.server.keys.hosts import HostRule
 from atoll.server.lorax import Lorax
 from atoll.server.metrics import ServerMetrics
 from atoll.server.openai import OpenAI
+from atoll.server.operations import Operations
 from atoll.server.settings import ServerSettings
+from atoll.server.tracing import TraceRequests, Tracing
 
 if TYPE_CHECKING:
     from atoll.model.load import BaseModel
 
+_UNWELL: dict[int | str, dict[str, Any]] = {503: {"description": "It does not run, or is stopping."}}
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -29,26 +36,65 @@ def create_app(
     catalog: AdapterCatalog,
     *,
     settings: ServerSettings | None = None,
+    accounts: Accounts | None = None,
+    hosts: HostRule | None = None,
+    lifecycle: Lifecycle | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application over a started engine, which the caller starts and closes."""
+    """The application over a started engine, which the caller starts and closes, as it does `accounts` and `tracing`.
+
+    Without accounts nobody needs a key, and only the names in `hosts` are answered to: this machine's, unless given.
+    """
     settings = settings or ServerSettings()
+    lifecycle = lifecycle or Lifecycle()
     metrics = ServerMetrics(engine.stats, settings.max_metric_adapters)
-    gateway = Gateway(engine, base, catalog, settings, metrics)
+    gateway = Gateway(engine, base, catalog, settings, metrics, accounts)
     # The pages under /docs would load their code from elsewhere.
     app = FastAPI(title="Atoll", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(Lorax(gateway).router)
     app.include_router(OpenAI(gateway).router)
+    app.include_router(_operation(engine, metrics, lifecycle))
+    app.include_router(Operations(engine, base).router)
+    install_error_handlers(app)
+    # The last one added is the first that a request meets.
+    app.add_middleware(BodyLimit, settings=settings)
+    if tracing is not None:
+        app.add_middleware(TraceRequests, tracing=tracing)
+    app.add_middleware(
+        Guard, accounts=accounts, hosts=hosts or HostRule(), settings=settings, on_refused=metrics.refused
+    )
+    app.add_middleware(Access, lifecycle=lifecycle)
+    return app
 
-    @app.get("/health", tags=["Operation"], summary="Whether the engine runs")
+
+def _operation(engine: RequestEngine, metrics: ServerMetrics, lifecycle: Lifecycle) -> APIRouter:
+    """What those ask who run the server."""
+    router = APIRouter(tags=["Operation"])
+
+    @router.get("/health", responses=_UNWELL, summary="Whether the engine runs")
     async def health() -> Response:
-        if engine.is_alive:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"error": "unhealthy", "error_type": "healthcheck"}, status_code=503)
+        return _health(engine.is_alive)
 
-    @app.get("/metrics", tags=["Operation"], summary="Prometheus metrics")
+    @router.get("/health/live", summary="Whether the process answers; if not, start it again")
+    async def live() -> Response:
+        return _health(True)
+
+    @router.get(
+        "/health/ready",
+        responses=_UNWELL,
+        summary="Whether to send requests: the engine runs, and the server is not stopping",
+    )
+    async def ready() -> Response:
+        return _health(engine.is_alive and not lifecycle.is_draining)
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         return Response(metrics.render(), media_type=METRICS_TYPE)
 
-    install_error_handlers(app)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    return app
+    return router
+
+
+def _health(is_well: bool) -> Response:
+    if is_well:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse({"error": "unhealthy", "error_type": "healthcheck"}, status_code=503)

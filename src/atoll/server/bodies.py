@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from atoll.errors import RequestInvalid
 
@@ -27,9 +28,34 @@ class Body(BaseModel):
             return fields
         kept = {}
         for name, value in fields.items():
-            if value is None or (name in cls.not_implemented and value == cls.not_implemented[name]):
+            if value is None or (name in cls.not_implemented and _is_same(value, cls.not_implemented[name])):
                 continue
             if name in cls.not_implemented:
                 raise RequestInvalid(f"the parameter {name!r} is not implemented", where=name, mend="leave it out")
             kept[name] = value
         return kept
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema, with what `_drop_what_is_off` lets pass."""
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)
+        fields = described.setdefault("properties", {})
+        for name in fields.keys() - set(described.get("required", ())):
+            fields[name] = _or_null(fields[name])
+        for name, off in cls.not_implemented.items():
+            fields[name] = {"enum": [off, None], "description": "Not implemented: it may be said to be off."}
+        return schema
+
+
+def _is_same(value: Any, off: Any) -> bool:
+    """Equal as JSON has it, where false is no 0."""
+    return bool(value == off) and isinstance(value, bool) == isinstance(off, bool)
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    null = {"type": "null"}
+    if null in field.get("anyOf", ()):
+        return field
+    about = {key: field[key] for key in ("title", "description", "default") if key in field}
+    return about | {"anyOf": [{key: value for key, value in field.items() if key not in about}, null]}

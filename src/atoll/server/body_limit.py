@@ -1,10 +1,13 @@
-"""Reads a request's body before the application sees it, and refuses one that is too large."""
+"""Reads a request's body before the application sees it, and refuses one that is too large or too slow."""
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from atoll.server.errors import BodyTooLargeError, error_response
+from atoll.server.errors import BodyTooLargeError, SlowBodyError, error_response
+from atoll.server.settings import ServerSettings
 
 # A client that is answered while it still sends would see a broken connection instead of the answer, so some of what
 # is too much is read and dropped.
@@ -12,32 +15,25 @@ _MAX_DROPPED_BODIES = 8
 
 
 class BodyLimit:
-    """ASGI middleware: bodies of at most `max_body_bytes`, told by length or not."""
+    """ASGI middleware: bodies of at most `max_body_bytes`, told by length or not, that come in `body_timeout_s`."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        messages: list[Message] = []
-        num_bytes = 0
-        more = True
-        while more and num_bytes <= self._max_body_bytes * _MAX_DROPPED_BODIES:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            num_bytes += len(message.get("body", b""))
-            more = message.get("more_body", False)
-            if num_bytes <= self._max_body_bytes:
-                messages.append(message)
-            else:
-                messages.clear()
-        if num_bytes > self._max_body_bytes:
-            error = BodyTooLargeError(f"the body is larger than {self._max_body_bytes} bytes")
-            await error_response(scope["path"], error)(scope, receive, send)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                messages = await self._read(receive)
+        except (TimeoutError, BodyTooLargeError) as error:
+            slow = SlowBodyError(f"the body did not come within {self._settings.body_timeout_s:g} seconds")
+            refusal = error if isinstance(error, BodyTooLargeError) else slow
+            await error_response(scope["path"], refusal)(scope, receive, send)
+            return
+        if messages is None:
             return
         replay = iter(messages)
 
@@ -46,3 +42,23 @@ class BodyLimit:
             return await receive() if message is None else message
 
         await self._app(scope, receive_again, send)
+
+    async def _read(self, receive: Receive) -> list[Message] | None:
+        """The body's parts; None where the client has left. Raises BodyTooLargeError."""
+        max_bytes = self._settings.max_body_bytes
+        messages: list[Message] = []
+        num_bytes = 0
+        more = True
+        while more and num_bytes <= max_bytes * _MAX_DROPPED_BODIES:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            num_bytes += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if num_bytes <= max_bytes:
+                messages.append(message)
+            else:
+                messages.clear()
+        if num_bytes > max_bytes:
+            raise BodyTooLargeError(f"the body is larger than {max_bytes} bytes")
+        return messages

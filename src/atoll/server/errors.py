@@ -10,13 +10,26 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+from starlette.types import Scope
 
-from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, NotFound, Overloaded, RequestInvalid, UsageError
+from atoll.adapters.addresses import SourceUnavailable
+from atoll.errors import (
+    AdapterInvalid,
+    AdapterNotFound,
+    AtollError,
+    Forbidden,
+    NotFound,
+    Overloaded,
+    RequestInvalid,
+    Unauthorized,
+    Unavailable,
+    UsageError,
+)
 from atoll.log import get_logger
 
 logger = get_logger(__name__)
 
-RETRY_AFTER_S = "1"
 _CLIENT_CLOSED_REQUEST = 499
 
 
@@ -27,22 +40,47 @@ class BodyTooLargeError(UsageError):
     code = "request_too_large"
 
 
+class HeadTooLargeError(UsageError):
+    """The request has too many headers, or too long ones."""
+
+    http_status = 431
+    code = "headers_too_large"
+
+
+class SlowBodyError(UsageError):
+    """The request's body did not come in time."""
+
+    http_status = 408
+    code = "request_timeout"
+
+
 class InterruptedRequestError(AtollError):
     """The server stopped a request before it was answered."""
 
+    http_status = 503
     code = "interrupted"
 
 
 class _MethodNotAllowedError(UsageError):
     http_status = 405
     code = "method_not_allowed"
+    allowed = ""
+    """The methods that the address takes, as the header `Allow` has them."""
+
+
+# LoRAX has one status for what is wrong with a request; these are about more than the request.
+_ABOUT_THE_CONNECTION = BodyTooLargeError | SlowBodyError | HeadTooLargeError
+_SPOKEN_BY_STATUS = NotFound | Unauthorized | Forbidden | _MethodNotAllowedError | _ABOUT_THE_CONNECTION
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every error in the dialect of its path."""
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return error_response(request.scope["path"], to_atoll_error(error))
+        told = to_atoll_error(error)
+        if isinstance(told, _MethodNotAllowedError):
+            told.allowed = _allowed_methods(app, request.scope)
+        return error_response(request.scope["path"], told)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
@@ -52,11 +90,20 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, on_disconnect)
 
 
+def _allowed_methods(app: FastAPI, scope: Scope) -> str:
+    """For the header `Allow`. Starlette tells those of one route, but an address may have several."""
+    found = [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
+    return ", ".join(found)
+
+
 def error_response(path: str, error: AtollError) -> JSONResponse:
     """The whole answer to a request that failed."""
     status, body = error_body(path, error)
-    headers = {"Retry-After": RETRY_AFTER_S} if status == Overloaded.http_status else None
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(body, status_code=status, headers=_headers(error))
 
 
 def error_body(path: str, error: AtollError) -> tuple[int, dict[str, Any]]:
@@ -64,13 +111,25 @@ def error_body(path: str, error: AtollError) -> tuple[int, dict[str, Any]]:
     return _openai(error) if path.startswith("/v1/") else _lorax(error)
 
 
+def _headers(error: AtollError) -> dict[str, str] | None:
+    if isinstance(error, Overloaded | Unavailable):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, _ABOUT_THE_CONNECTION):
+        return {"Connection": "close"}  # what the client still sends is no new request
+    if isinstance(error, _MethodNotAllowedError):
+        return {"Allow": error.allowed}
+    return {"WWW-Authenticate": 'Bearer realm="atoll"'} if isinstance(error, Unauthorized) else None
+
+
 def _lorax(error: AtollError) -> tuple[int, dict[str, Any]]:
     status, error_type = 500, "incomplete_generation"
-    if isinstance(error, AdapterNotFound | AdapterInvalid):
+    if isinstance(error, AdapterNotFound | AdapterInvalid | SourceUnavailable):
         status, error_type = 424, "generation"
     elif isinstance(error, Overloaded):
         status, error_type = 429, "overloaded"
-    elif isinstance(error, NotFound | BodyTooLargeError | _MethodNotAllowedError):
+    elif isinstance(error, Unavailable):
+        status, error_type = error.http_status, "overloaded"
+    elif isinstance(error, _SPOKEN_BY_STATUS):
         status, error_type = error.http_status, "validation"
     elif error.http_status < 500:
         status, error_type = 422, "validation"
@@ -106,7 +165,7 @@ def to_atoll_error(error: Exception) -> AtollError:
             logger.error("a request failed: %s", error)
         return error
     if isinstance(error, RequestValidationError):
-        return _from_validation(error.errors())
+        return _from_validation(error.errors(), error.body)
     if isinstance(error, HTTPException):
         if error.status_code == 404:
             return NotFound("there is no such address", mend="see /openapi.json for those that there are")
@@ -117,12 +176,13 @@ def to_atoll_error(error: Exception) -> AtollError:
     return AtollError(type(error).__name__)
 
 
-def _from_validation(errors: Sequence[Any]) -> RequestInvalid:
+def _from_validation(errors: Sequence[Any], body: object) -> RequestInvalid:
     first = errors[0]
-    # Some keys are numbers, and a union's own names stand in the path: only what the client wrote is of use to it.
-    path = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return RequestInvalid("the body is not valid JSON", why=first["ctx"]["error"])
+    # Where there were several kinds to choose from, the one that came furthest is what the client meant.
+    first = max(errors, key=lambda error: len(_path(error, body)))
+    path = _path(first, body)
     if not path and first["type"] in ("missing", "model_attributes_type"):
         mend = "send one with the header Content-Type: application/json"
         return RequestInvalid("the body is not a JSON object", mend=mend)
@@ -131,3 +191,18 @@ def _from_validation(errors: Sequence[Any]) -> RequestInvalid:
         mend = "leave it out: a parameter that has no effect is never accepted"
         return RequestInvalid(f"the parameter {name!r} is not known", where=name, mend=mend)
     return RequestInvalid(f"{name}: {first['msg']}", where=name)
+
+
+def _path(error: Any, body: object) -> list[str]:
+    """The place of an error in what the client wrote; pydantic's own path also names the kinds of a union."""
+    parts = [part for part in error["loc"] if part != "body"]
+    path = []
+    value: Any = body
+    for part in parts:
+        is_key = isinstance(value, dict) and part in value
+        if is_key or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            value = value[part]
+            path.append(str(part))
+    if error["type"] == "missing" and parts:
+        path.append(str(parts[-1]))
+    return path

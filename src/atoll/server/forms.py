@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from atoll.text.constraint import ConstraintCompiler, TokenConstraint
+from atoll.text.constraint import ConstraintCompiler, TokenConstraint, schema_text
 
 if TYPE_CHECKING:
     from atoll.model.load import BaseModel
@@ -40,12 +39,12 @@ class Constraints:
     def __init__(self, base: BaseModel) -> None:
         self._base = base
         self._compiler: ConstraintCompiler | None = None
-        self._kept: OrderedDict[str, TokenConstraint] = OrderedDict()
+        self._kept: OrderedDict[tuple[type[Form], str], TokenConstraint] = OrderedDict()
         self._lock = Lock()
 
     def get(self, form: Form) -> TokenConstraint:
         """A constraint at its beginning, for one completion. Raises RequestInvalid for a form that cannot be kept."""
-        key = form.pattern if isinstance(form, PatternForm) else "json " + json.dumps(form.schema)
+        key = type(form), form.pattern if isinstance(form, PatternForm) else schema_text(form.schema)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal, Protocol
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -11,22 +13,26 @@ from atoll.adapters.catalog import AdapterCatalog
 from atoll.engine import ErrorEvent, Event, FinishEvent, Request, TokenEvent
 from atoll.errors import AtollError, Overloaded
 from atoll.log import get_logger
+from atoll.server.access import note
 from atoll.server.caller import Caller
 from atoll.server.errors import InterruptedRequestError
+from atoll.server.meter import Meter, Outcome, Spent
 from atoll.server.metrics import ServerMetrics
 from atoll.server.prepare import Ask, Prepared, Preparer
 from atoll.server.settings import ServerSettings
+from atoll.server.tracing import note_finish
 
 if TYPE_CHECKING:
+    from atoll.adapters.tiers import TieredAdapter
     from atoll.engine import EngineStats
     from atoll.model.load import BaseModel
 
 logger = get_logger(__name__)
 
-Outcome = Literal["ok", "failed", "cancelled", "slow_reader"]
-
 # Tokenising and reading contracts run beside the event loop, few at a time: they compete with the steps for cores.
 _NUM_PREPARING = 4
+# Downloads and mixes of adapters take seconds: they have threads of their own.
+_NUM_FETCHING = 8
 
 
 class RequestEngine(Protocol):
@@ -49,6 +55,9 @@ class RequestEngine(Protocol):
     def stats(self) -> EngineStats:
         """Figures of this moment."""
 
+    def adapters(self) -> Sequence[TieredAdapter]:
+        """The adapters on the device and in host memory."""
+
 
 class EventStream:
     """The events of one request, on the event loop. Iterate once, and close in any case: closing frees what it holds.
@@ -70,6 +79,8 @@ class EventStream:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._is_closed = False
         self._outcome: Outcome = "cancelled"
+        self._num_tokens = 0
+        self._first_token_at_s = self._token_at_s = 0.0
 
     def push(self, event: Event) -> None:
         """Take an event from another thread."""
@@ -83,6 +94,14 @@ class EventStream:
             self._outcome = "slow_reader"
             self.overrun.set()
             return
+        if isinstance(event, TokenEvent):
+            now_s = time.perf_counter()
+            if self._num_tokens:
+                self._gateway.metrics.token_came(now_s - self._token_at_s)
+            else:
+                self._first_token_at_s = now_s
+            self._token_at_s = now_s
+            self._num_tokens += 1
         self._events.put_nowait(event)
 
     def __aiter__(self) -> EventStream:
@@ -101,7 +120,7 @@ class EventStream:
                 self._outcome = "failed"
                 raise InterruptedRequestError("the server is stopping", mend="send the request again")
             self._outcome = "ok"
-            self._gateway.metrics.finished(self.request, event)
+            self._gateway.finished(self, event)
         return event
 
     async def collect(self) -> tuple[list[TokenEvent], FinishEvent]:
@@ -120,6 +139,22 @@ class EventStream:
         self._is_closed = True
         self._gateway.closed(self, self._outcome)
 
+    def spent(self, finish: FinishEvent | None, outcome: Outcome) -> Spent:
+        """What the request has used; `finish` is its end where it was answered."""
+        adapter = self.request.adapter
+        has_begun = self._num_tokens > 0
+        since_first_token_s = time.perf_counter() - self._first_token_at_s if has_begun else 0.0
+        num_prompt_tokens = len(self.request.prompt_ids) if finish or has_begun else 0
+        return Spent(
+            caller=self.caller,
+            adapter=adapter.name if adapter else "",
+            outcome=outcome,
+            num_prompt_tokens=num_prompt_tokens,
+            num_cached_tokens=finish.num_cached_tokens if finish else 0,
+            num_new_tokens=len(finish.token_ids) if finish else self._num_tokens,
+            seconds=finish.timings.total_s - finish.timings.queue_s if finish else since_first_token_s,
+        )
+
 
 class Gateway:
     """Takes asks from the dialects, on the event loop."""
@@ -131,15 +166,27 @@ class Gateway:
         catalog: AdapterCatalog,
         settings: ServerSettings,
         metrics: ServerMetrics,
+        meter: Meter | None = None,
     ) -> None:
         self.base = base
+        self.settings = settings
+        self.catalog = catalog
         self.metrics = metrics
-        self.preparer = Preparer(base, catalog, settings, max_length=engine.max_length)
+        self.preparer = Preparer(
+            base, catalog, settings, max_length=engine.max_length, max_rank=engine.stats().max_rank
+        )
         self.special_ids = frozenset(base.tokenizer.all_special_ids)
+        self.max_length = engine.max_length
         self._engine = engine
-        self._settings = settings
+        self._meter = meter
         self._num_open = 0
         self._limiter = anyio.CapacityLimiter(_NUM_PREPARING)
+        self._slow_limiter = anyio.CapacityLimiter(_NUM_FETCHING)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are worked on."""
+        return self._engine.is_alive
 
     async def open(self, ask: Ask, caller: Caller, *, stream: bool) -> EventStream:
         """Start a request; its events end in the result, which whoever asked must close.
@@ -150,14 +197,17 @@ class Gateway:
 
     async def open_several(self, ask: Ask, caller: Caller, count: int, *, stream: bool) -> list[EventStream]:
         """Start `count` requests that are alike but for their seeds; each is to be closed. Raises as `open` does."""
-        if self._num_open + count > self._settings.max_open_requests:
+        if self._num_open + count > self.settings.max_open_requests:
             self.metrics.refused("overloaded")
             raise Overloaded(f"{self._num_open} requests are open already", mend="try again in a second")
         self._num_open += count
         opened: list[EventStream] = []
         try:
-            prepared = await anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=self._limiter)
-            max_unread = self._settings.max_unread_events if stream else None
+            limiter = self._slow_limiter if self.preparer.is_slow(ask) else self._limiter
+            prepared = await anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=limiter)
+            if self._meter is not None:
+                self._meter.admit(caller, len(prepared.prompt_ids) * count)
+            max_unread = self.settings.max_unread_events if stream else None
             for index in range(count):
                 events = EventStream(self, prepared, index, caller, max_unread)
                 self._engine.submit(events.request)
@@ -170,9 +220,22 @@ class Gateway:
             raise
         return opened
 
+    def finished(self, events: EventStream, finish: FinishEvent) -> None:
+        """A request has been answered; its last event is not out yet. Called by the stream alone."""
+        self.metrics.finished(events.request, finish)
+        note_finish(events.request, finish, self.base.name)
+        self._count(events.spent(finish, "ok"))
+
     def closed(self, events: EventStream, outcome: Outcome) -> None:
         """A stream has ended; called by the stream alone."""
         self._num_open -= 1
+        if outcome != "ok":
+            self._count(events.spent(None, outcome))
         self.metrics.ended(events.request, outcome)
         if outcome in ("cancelled", "slow_reader"):
             self._engine.abort(events.request.request_id)
+
+    def _count(self, spent: Spent) -> None:
+        note(spent)
+        if self._meter is not None:
+            self._meter.ended(spent)

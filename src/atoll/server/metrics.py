@@ -6,18 +6,28 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from atoll.adapters.merger import MERGED_PREFIX
 from atoll.engine import FinishEvent, Request
+from atoll.server.engine_metrics import EngineCollector
 
 if TYPE_CHECKING:
     from atoll.engine import EngineStats
 
 BASE_LABEL = "base"
 OTHER_LABEL = "other"
+MERGED_LABEL = "merged"
 _DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_GAP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_LORAX_DURATIONS = {
+    "duration": "Seconds from submission to the end.",
+    "queue_duration": "Seconds from submission to the first step.",
+    "inference_duration": "Seconds from the first step to the end.",
+    "mean_time_per_token_duration": "Mean seconds for each token.",
+}
 
 
 class ServerMetrics:
@@ -29,7 +39,7 @@ class ServerMetrics:
         self._registry = CollectorRegistry()
         self._lorax = _LoraxCounts()
         self._registry.register(self._lorax)
-        self._registry.register(_EngineCollector(stats))
+        self._registry.register(EngineCollector(stats))
         self._requests = Counter(
             "atoll_requests", "Requests that ended, by adapter.", ["adapter", "outcome"], registry=self._registry
         )
@@ -39,18 +49,14 @@ class ServerMetrics:
         self._tokens = Counter(
             "atoll_tokens", "Tokens of answered requests.", ["adapter", "kind"], registry=self._registry
         )
-        self._first_token_s = self._histogram(
-            "atoll_time_to_first_token_seconds", "From submission to the first token.", _DURATION_BUCKETS_S
-        )
-        self._duration_s = self._histogram(
-            "lorax_request_duration", "Seconds from submission to the end.", _DURATION_BUCKETS_S
-        )
-        self._queue_s = self._histogram(
-            "lorax_request_queue_duration", "Seconds from submission to the first step.", _DURATION_BUCKETS_S
-        )
-        self._time_per_token_s = self._histogram(
-            "lorax_request_mean_time_per_token_duration", "Mean seconds for each token.", _DURATION_BUCKETS_S
-        )
+        self._queue_s = self._durations("queue_seconds", "From submission to the first step.")
+        self._first_token_s = self._durations("time_to_first_token_seconds", "From submission to the first token.")
+        self._duration_s = self._durations("request_seconds", "From submission to the end.")
+        self._gap_s = self._histogram("atoll_inter_token_seconds", "Between two tokens of a request.", _GAP_BUCKETS_S)
+        self._lorax_s = {
+            name: self._histogram(f"lorax_request_{name}", text, _DURATION_BUCKETS_S)
+            for name, text in _LORAX_DURATIONS.items()
+        }
         self._input_length = self._histogram("lorax_request_input_length", "Prompt tokens.", _TOKEN_BUCKETS)
         self._generated = self._histogram("lorax_request_generated_tokens", "Generated tokens.", _TOKEN_BUCKETS)
         self._max_new = self._histogram("lorax_request_max_new_tokens", "Tokens asked for.", _TOKEN_BUCKETS)
@@ -59,15 +65,26 @@ class ServerMetrics:
         """A request has been answered."""
         num_new_tokens = len(finish.token_ids)
         label = self._label(request)
+        timings = finish.timings
         self._tokens.labels(label, "prompt").inc(finish.num_prompt_tokens)
+        self._tokens.labels(label, "cached").inc(finish.num_cached_tokens)
         self._tokens.labels(label, "completion").inc(num_new_tokens)
-        self._first_token_s.observe(finish.timings.first_token_s)
-        self._duration_s.observe(finish.timings.total_s)
-        self._queue_s.observe(finish.timings.queue_s)
-        self._time_per_token_s.observe((finish.timings.total_s - finish.timings.queue_s) / max(1, num_new_tokens))
+        self._queue_s.observe(timings.queue_s)
+        self._duration_s.observe(timings.total_s)
+        if num_new_tokens:
+            self._first_token_s.observe(timings.first_token_s)
+        inference_s = timings.total_s - timings.queue_s
+        self._lorax_s["duration"].observe(timings.total_s)
+        self._lorax_s["queue_duration"].observe(timings.queue_s)
+        self._lorax_s["inference_duration"].observe(inference_s)
+        self._lorax_s["mean_time_per_token_duration"].observe(inference_s / max(1, num_new_tokens))
         self._input_length.observe(finish.num_prompt_tokens)
         self._generated.observe(num_new_tokens)
         self._max_new.observe(request.sampling.max_new_tokens)
+
+    def token_came(self, gap_s: float) -> None:
+        """A token of a request came so long after the one before it."""
+        self._gap_s.observe(gap_s)
 
     def ended(self, request: Request, outcome: str) -> None:
         """A request that reached the engine has ended: ok, failed, cancelled or slow_reader."""
@@ -83,6 +100,9 @@ class ServerMetrics:
         """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
+    def _durations(self, name: str, text: str) -> Histogram:
+        return self._histogram(f"atoll_{name}", text, _DURATION_BUCKETS_S)
+
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self._registry)
 
@@ -91,6 +111,8 @@ class ServerMetrics:
         if request.adapter is None:
             return BASE_LABEL
         name = request.adapter.name
+        if name.startswith(MERGED_PREFIX):
+            return MERGED_LABEL  # every other weight makes another mix
         if name not in self._labels:
             if len(self._labels) >= self._max_adapters:
                 return OTHER_LABEL
@@ -120,27 +142,3 @@ class _LoraxCounts(Collector):
         for kind, number in self._num_failures.items():
             failure.add_sample("lorax_request_failure", {"err": kind}, number)
         yield from (count, success, failure)
-
-
-class _EngineCollector(Collector):
-    """The engine's figures at the moment of the scrape."""
-
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        gauges = {
-            "lorax_queue_length": ("Requests that wait.", stats.num_waiting),
-            "lorax_batch_current_size": ("Requests that run.", stats.num_running),
-            "atoll_waiting_requests": ("Requests that wait for a place, blocks or their adapter.", stats.num_waiting),
-            "atoll_running_requests": ("Requests that run.", stats.num_running),
-            "atoll_kv_blocks": ("KV blocks in all.", stats.num_blocks),
-            "atoll_kv_blocks_free": ("KV blocks that are free.", stats.num_free_blocks),
-            "atoll_resident_adapters": ("Adapters on the device.", len(stats.resident_adapters)),
-        }
-        for name, (text, value) in gauges.items():
-            yield GaugeMetricFamily(name, text, value)
-        yield CounterMetricFamily(
-            "atoll_preemptions", "Requests sent back for others' blocks or places.", stats.num_preemptions
-        )

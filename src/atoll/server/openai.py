@@ -1,24 +1,41 @@
-"""OpenAI's dialect: /v1/models, /v1/completions and /v1/chat/completions."""
+"""OpenAI's dialect: models, text completions, chat completions and embeddings; responses are in a file of their own."""
 
 from __future__ import annotations
 
+import base64
 import time
-import uuid
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import anyio
+import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from atoll.adapters.store import StoredAdapter
 from atoll.engine import FinishEvent
+from atoll.errors import RequestInvalid
 from atoll.server.caller import Caller, caller_of
-from atoll.server.gateway import EventStream, Gateway
-from atoll.server.openai_bodies import ChatBody, CompletionBody
-from atoll.server.streaming import DONE, EventStreamResponse, cut_header, frame, unless_disconnected
+from atoll.server.choices import Choices
+from atoll.server.gateway import Gateway
+from atoll.server.openai_adapters import AdapterLoading
+from atoll.server.openai_bodies import ChatBody, CompletionBody, EmbeddingBody
+from atoll.server.openai_responses import Responses
+from atoll.server.openai_schema import (
+    ChatCompletion,
+    Completion,
+    EmbeddingList,
+    Model,
+    ModelList,
+    answers,
+)
+from atoll.server.openai_shapes import Head, LogprobWriter, usage
+from atoll.server.openai_writers import ChatWriter, ChoiceWriter, TextWriter
+from atoll.server.prepare import Ask
+from atoll.server.prompts import TokenIds
+from atoll.server.streaming import DONE, EventStreamResponse, frame, unless_disconnected
+from atoll.text.token_text import token_text_of
 
 
 class OpenAI:
@@ -27,48 +44,102 @@ class OpenAI:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._started = int(time.time())
-        self.router = APIRouter(prefix="/v1", tags=["OpenAI"])
-        self.router.get("/models", summary="The base model and the adapters")(self.models)
-        self.router.get("/models/{model_id:path}", summary="One of them")(self.model)
-        self.router.post("/completions", summary="Complete a prompt")(self.completions)
-        self.router.post("/chat/completions", summary="Answer a conversation")(self.chat)
+        self.router = router = APIRouter(prefix="/v1", tags=["OpenAI"])
+        router.get("/models", summary="The base model and the adapters", responses=answers(ModelList))(self.models)
+        router.get("/models/{model_id:path}", summary="One of them", responses=answers(Model))(self.model)
+        completions = answers(Completion, may_stream=True)
+        router.post("/completions", summary="Complete prompts", responses=completions)(self.completions)
+        chats = answers(ChatCompletion, may_stream=True)
+        router.post("/chat/completions", summary="Answer a conversation", responses=chats)(self.chat)
+        vectors = answers(EmbeddingList)
+        router.post("/embeddings", summary="Turn texts into vectors", responses=vectors)(self.embeddings)
+        router.include_router(Responses(gateway).router)
+        router.include_router(AdapterLoading(gateway).router)
 
-    async def models(self, request: Request) -> dict[str, Any]:
+    async def models(self, request: Request) -> JSONResponse:
         """The base first, then the latest revision of every adapter in the store that belongs to it."""
         adapters = await anyio.to_thread.run_sync(self._gateway.preparer.adapters, caller_of(request))
         cards = [self._base_card(), *(self._card(adapter.name, adapter) for adapter in adapters)]
-        return {"object": "list", "data": cards}
+        return JSONResponse({"object": "list", "data": cards})
 
-    async def model(self, model_id: str, request: Request) -> dict[str, Any]:
+    async def model(self, model_id: str, request: Request) -> JSONResponse:
         """An adapter by name or name@revision, or the base model."""
         if self._gateway.preparer.is_base(model_id):
-            return self._base_card()
+            return JSONResponse(self._base_card())
         adapter = await anyio.to_thread.run_sync(self._gateway.preparer.adapter, model_id, None, caller_of(request))
-        return self._card(model_id, adapter)
+        return JSONResponse(self._card(model_id, adapter))
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
-        """`prompt` is completed as it is; `columns` fill the adapter's own template."""
-        return await self._answer(body, request)
+        """Each `prompt` is completed as it is; `columns` fill the adapter's own template."""
+        asks = body.asks()
+        echoes = [self._echo(ask) for ask in asks for _ in range(body.n)] if body.echo else None
+        writer = TextWriter(echoes, self._logprobs(body.logprobs is not None))
+        head = Head("cmpl", "text_completion", body.model or self._gateway.base.name)
+        return await self._answer(body, request, asks, head, writer)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """`messages` go through the base's chat template; `columns` fill the adapter's own."""
-        return await self._answer(body, request)
+        writer = ChatWriter(body.tool_use(), self._logprobs(body.logprobs))
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        head = Head("chatcmpl", kind, body.model or self._gateway.base.name)
+        return await self._answer(body, request, body.asks(), head, writer)
 
-    async def _answer(self, body: CompletionBody | ChatBody, request: Request) -> Response:
-        shape = _Shape(body.model or self._gateway.base.name, is_chat=isinstance(body, ChatBody))
-        if body.stream:
-            events = await self._gateway.open(body.ask(), caller_of(request), stream=True)
-            frames = _frames(shape, events, include_usage=body.stream_options.include_usage)
-            return EventStreamResponse(events, frames, cut_header(events))
-        return await unless_disconnected(request, self._whole(shape, body, caller_of(request)))
+    async def embeddings(self, body: EmbeddingBody, request: Request) -> Response:
+        """The mean over a text of the last layer's hidden states, of length 1."""
+        return await unless_disconnected(request, self._vectors(body, caller_of(request)))
 
-    async def _whole(self, shape: _Shape, body: CompletionBody | ChatBody, caller: Caller) -> Response:
-        events = await self._gateway.open(body.ask(), caller, stream=False)
+    async def _answer(
+        self, body: CompletionBody | ChatBody, request: Request, asks: Sequence[Ask], head: Head, writer: ChoiceWriter
+    ) -> Response:
+        settings = self._gateway.settings
+        _check_at_most("n", body.n, settings.max_choices)
+        _check_at_most("the number of answers", body.n * len(asks), settings.max_prompts)
+        caller = caller_of(request)
+        if not body.stream:
+            return await unless_disconnected(request, self._whole(asks, caller, body.n, head, writer))
+        choices = await Choices.open(self._gateway, asks, caller, body.n, stream=True)
+        frames = _frames(choices, head, writer, include_usage=body.stream_options.include_usage)
+        return EventStreamResponse(choices, frames, _headers(choices))
+
+    async def _whole(
+        self, asks: Sequence[Ask], caller: Caller, per_prompt: int, head: Head, writer: ChoiceWriter
+    ) -> Response:
+        choices = await Choices.open(self._gateway, asks, caller, per_prompt, stream=False)
         try:
-            _, finish = await events.collect()
+            collected = await choices.collect()
         finally:
-            events.close()
-        return JSONResponse(shape.whole(finish), headers=cut_header(events))
+            choices.close()
+        content = head.with_choices([writer.whole(index, choice) for index, choice in enumerate(collected)])
+        content["usage"] = usage([choice.finish for choice in collected], per_prompt)
+        return JSONResponse(content, headers=_headers(choices))
+
+    async def _vectors(self, body: EmbeddingBody, caller: Caller) -> Response:
+        asks = body.asks()
+        _check_at_most("the number of texts", len(asks), self._gateway.settings.max_prompts)
+        choices = await Choices.open(self._gateway, asks, caller, stream=False)
+        try:
+            finishes = [choice.finish for choice in await choices.collect()]
+        finally:
+            choices.close()
+        vectors = [_vector(finish.embedding, body.encoding_format) for finish in finishes]
+        num_tokens = sum(finish.num_prompt_tokens for finish in finishes)
+        content = {
+            "object": "list",
+            "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
+            "model": body.model or self._gateway.base.name,
+            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        }
+        return JSONResponse(content)
+
+    def _echo(self, ask: Ask) -> str:
+        if isinstance(ask.prompt, str):
+            return ask.prompt
+        if isinstance(ask.prompt, TokenIds):
+            return token_text_of(self._gateway.base.tokenizer).text_of_all(ask.prompt.ids)
+        raise RequestInvalid("echo is for prompts, not for columns", where="echo", mend="leave it out")
+
+    def _logprobs(self, is_wanted: bool) -> LogprobWriter | None:
+        return LogprobWriter(self._gateway.base) if is_wanted else None
 
     def _base_card(self) -> dict[str, Any]:
         name = self._gateway.base.name
@@ -86,62 +157,35 @@ class OpenAI:
         return self._base_card() | {"id": model_id, "root": adapter.id, "parent": self._gateway.base.name}
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """How one answer is written: as a text completion or as a chat completion, whole or in chunks."""
-
-    model: str
-    is_chat: bool
-    answer_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(self, finish: FinishEvent) -> dict[str, Any]:
-        text = {"message": {"role": "assistant", "content": finish.text}} if self.is_chat else {"text": finish.text}
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        choice = {"index": 0, **text, "logprobs": None, "finish_reason": finish.finish_reason}
-        return self._head(kind) | {"choices": [choice], "usage": _usage(finish)}
-
-    def chunk(self, text: str, finish_reason: str | None = None) -> dict[str, Any]:
-        delta = {"delta": {"content": text} if text else {}} if self.is_chat else {"text": text}
-        return self._chunk([{"index": 0, **delta, "logprobs": None, "finish_reason": finish_reason}])
-
-    def opening(self) -> dict[str, Any]:
-        """The first chunk of a chat: who speaks."""
-        delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
-
-    def usage_chunk(self, finish: FinishEvent) -> dict[str, Any]:
-        return self._chunk([]) | {"usage": _usage(finish)}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._head("chat.completion.chunk" if self.is_chat else "text_completion") | {"choices": choices}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.is_chat else "cmpl"
-        return {"id": f"{prefix}-{self.answer_id}", "object": kind, "created": self.created, "model": self.model}
-
-
-async def _frames(shape: _Shape, events: EventStream, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _frames(
+    choices: Choices, head: Head, writer: ChoiceWriter, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
     # With include_usage every other chunk says that it has none, as OpenAI's do.
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
-    is_open = not shape.is_chat
-    async for event in events:
-        if not is_open:
-            yield frame(shape.opening() | usage)
-            is_open = True
+    no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    finishes: dict[int, FinishEvent] = {}
+    async for index, event in choices.events():
+        for chunk in writer.chunks(index, event):
+            yield frame(head.with_choices([chunk]) | no_usage)
         if isinstance(event, FinishEvent):
-            yield frame(shape.chunk("", event.finish_reason) | usage)
-            if include_usage:
-                yield frame(shape.usage_chunk(event))
-            yield DONE
-        elif event.text:
-            yield frame(shape.chunk(event.text) | usage)
+            finishes[index] = event
+    if include_usage:
+        in_order = [finishes[index] for index in sorted(finishes)]
+        yield frame(head.with_choices([]) | {"usage": usage(in_order, choices.per_prompt)})
+    yield DONE
 
 
-def _usage(finish: FinishEvent) -> dict[str, int]:
-    num_new = len(finish.token_ids)
-    return {
-        "prompt_tokens": finish.num_prompt_tokens,
-        "completion_tokens": num_new,
-        "total_tokens": finish.num_prompt_tokens + num_new,
-    }
+def _headers(choices: Choices) -> dict[str, str]:
+    """Tells a client whose columns were longer than the adapter's contract allows."""
+    return {"x-atoll-cut-tokens": str(choices.num_cut_tokens)} if choices.num_cut_tokens else {}
+
+
+def _check_at_most(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise RequestInvalid(f"{what} is {count}", where="n", mend=f"it may be at most {limit}")
+
+
+def _vector(values: Sequence[float], encoding_format: str) -> list[float] | str:
+    """A vector of length 1, as OpenAI's are, in 32 bits."""
+    vector = np.asarray(values, np.float64)
+    vector = (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype("<f4")
+    return base64.b64encode(vector.tobytes()).decode() if encoding_format == "base64" else vector.tolist()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.store import StoredAdapter
 from atoll.engine import Event, Request, SamplingParams
 from atoll.engine.request import MAX_SEED
-from atoll.errors import AdapterNotFound, RequestInvalid, UsageError
+from atoll.errors import RequestInvalid
 from atoll.server.caller import Caller
 from atoll.server.forms import Constraints, Form
-from atoll.server.prompts import Prompt, prompt_ids
+from atoll.server.merge_ask import MergeAsk
+from atoll.server.prompts import Prompt, last_ids, prompt_ids
 from atoll.server.settings import ServerSettings
+from atoll.server.sources import AdapterSources
 from atoll.text.constraint import TokenConstraint
 
 if TYPE_CHECKING:
@@ -34,11 +36,14 @@ class Ask:
     default_temperature, default_max_new_tokens: the dialect's, for adapters without a contract; None tokens: as many
     as the model has positions for. truncate: keep the prompt's last tokens only. prompt_logprobs: how many alternatives
     to report for each token of the prompt, None for nothing. embed: the prompt's vector instead of a completion.
+    merge: a mix of adapters instead of one. api_token: what the adapter's source asks for; it is never shown.
     """
 
     prompt: Prompt
     adapter_id: str = ""
     adapter_source: str | None = None
+    merge: MergeAsk | None = None
+    api_token: str | None = field(default=None, repr=False)
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     temperature: float | None = None
@@ -93,11 +98,20 @@ class Prepared:
 class Preparer:
     """Resolves asks for one base model; its methods read files and tokenise, and may run on any thread.
 
-    max_length: tokens that a prompt and its completion can have together.
+    max_length: tokens that a prompt and its completion can have together. max_rank: of the engine's slots.
     """
 
-    def __init__(self, base: BaseModel, catalog: AdapterCatalog, settings: ServerSettings, *, max_length: int) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        catalog: AdapterCatalog,
+        settings: ServerSettings,
+        *,
+        max_length: int,
+        max_rank: int,
+    ) -> None:
         self.base = base
+        self._sources = AdapterSources(catalog, settings, max_rank=max_rank, base=base)
         self._catalog = catalog
         self._settings = settings
         self._max_length = max_length
@@ -105,9 +119,10 @@ class Preparer:
 
     def prepare(self, ask: Ask, caller: Caller) -> Prepared:
         """Find the adapter, make the prompt, settle what the client left open. Raises what is wrong with it."""
-        adapter = None if self.is_base(ask.adapter_id) else self.adapter(ask.adapter_id, ask.adapter_source, caller)
+        adapter = self._adapter_of(ask, caller)
         prompt = prompt_ids(self.base.tokenizer, ask.prompt, adapter)
-        ids = prompt.ids if ask.truncate is None else prompt.ids[-ask.truncate :]
+        begin_id = self.base.tokenizer.bos_token_id
+        ids = prompt.ids if ask.truncate is None else last_ids(prompt.ids, ask.truncate, begin_id)
         if not ids:
             raise RequestInvalid("the prompt is empty", where="prompt")
         return Prepared(
@@ -129,14 +144,20 @@ class Preparer:
         known = [adapter for adapter in self._catalog.list() if caller.may_use(adapter.name)]
         return [a for a in known if a.contract is None or a.contract.base.digest == self.base.digest]
 
-    def adapter(self, adapter_id: str, source: str | None, caller: Caller) -> StoredAdapter:
-        """Raises AdapterNotFound, also for adapters that are not the caller's."""
-        if not caller.may_use(adapter_id.partition("@")[0]):
-            raise AdapterNotFound(f"no adapter {adapter_id[:80]!r}", mend="see GET /v1/models for those that there are")
-        try:
-            return self._catalog.resolve(adapter_id, source)
-        except UsageError as error:  # no name that an adapter could have, so there is none
-            raise AdapterNotFound(error.what, mend=error.mend) from error
+    def adapter(self, adapter_id: str, source: str | None, caller: Caller, token: str | None = None) -> StoredAdapter:
+        """Raises AdapterNotFound, also for adapters that are not the caller's. token: what a remote source asks for."""
+        return self._sources.adapter(adapter_id, source, caller, token)
+
+    def is_slow(self, ask: Ask) -> bool:
+        """Whether preparing the ask may take seconds, for a download or a mix of adapters."""
+        return self._sources.is_slow(ask.adapter_source, ask.merge)
+
+    def _adapter_of(self, ask: Ask, caller: Caller) -> StoredAdapter | None:
+        if ask.merge is not None:
+            return self._sources.merged(ask.merge, ask.adapter_source, caller, ask.api_token)
+        if self.is_base(ask.adapter_id):
+            return None
+        return self.adapter(ask.adapter_id, ask.adapter_source, caller, ask.api_token)
 
     def _sampling(self, ask: Ask, adapter: StoredAdapter | None, num_prompt_tokens: int) -> SamplingParams:
         contract = adapter.contract if adapter else None

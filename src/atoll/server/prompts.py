@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atoll.adapters.store import StoredAdapter
 from atoll.errors import RequestInvalid
@@ -25,7 +25,15 @@ class TokenIds:
     ids: tuple[int, ...]
 
 
-Prompt = str | TokenIds | Mapping[str, str] | Sequence[Message]
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, some of which may call functions or hold their results, and the functions that the answer may call."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+Prompt = str | TokenIds | Conversation | Mapping[str, str] | Sequence[Message]
 """Text is taken as it is, a mapping fills the adapter's template, messages go through the base's chat template."""
 
 
@@ -43,6 +51,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, adapter: Stor
         return PromptIds(tuple(encode_text(tokenizer, prompt)))
     if isinstance(prompt, TokenIds):
         return PromptIds(prompt.ids)
+    if isinstance(prompt, Conversation):
+        return PromptIds(tuple(encode_chat(tokenizer, prompt.messages, prompt.tools)))
     if not isinstance(prompt, Mapping):
         return PromptIds(tuple(encode_chat(tokenizer, prompt)))
     renderer = column_renderer(tokenizer, adapter, prompt)
@@ -58,7 +68,8 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, adapter: Sto
         return str(tokenizer.decode(prompt.ids))
     if isinstance(prompt, Mapping):
         return column_renderer(tokenizer, adapter, prompt).text(prompt)
-    return "\n".join(message["content"] for message in prompt)
+    messages = prompt.messages if isinstance(prompt, Conversation) else prompt
+    return "\n".join(message["content"] for message in messages)
 
 
 def column_renderer(
@@ -84,3 +95,11 @@ def column_renderer(
             f"the column {missing[0]!r} is missing", where="columns", mend=f"the columns are {', '.join(needed)}"
         )
     return contract.renderer(tokenizer)
+
+
+def last_ids(ids: tuple[int, ...], num_tokens: int, begin_id: int | None) -> tuple[int, ...]:
+    """The last ids of a prompt; where it begins with the begin-of-sequence token, that one stays and counts."""
+    if len(ids) <= num_tokens:
+        return ids
+    begin = ids[:1] if ids[:1] == (begin_id,) else ()
+    return begin + ids[len(ids) - num_tokens + len(begin) :]

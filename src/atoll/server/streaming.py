@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -40,6 +40,16 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     return await _first(work, _disconnected(request.receive))
 
 
+class Reading(Protocol):
+    """What a stream is made from: one request of the engine, or several."""
+
+    overrun: asyncio.Event
+    """Set when the client reads too slowly."""
+
+    def close(self) -> None:
+        """Stop what still runs; to be called once more does nothing."""
+
+
 class EventStreamResponse(Response):
     """Sends frames while the engine makes them.
 
@@ -47,7 +57,7 @@ class EventStreamResponse(Response):
     one that fails later an error event in the stream. Closes `events` however it ends.
     """
 
-    def __init__(self, events: EventStream, frames: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
+    def __init__(self, events: Reading, frames: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
         self.status_code = 200
         self.background = None
         self.raw_headers = _HEADERS + [(name.encode(), value.encode()) for name, value in headers.items()]

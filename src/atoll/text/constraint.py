@@ -79,10 +79,7 @@ class ConstraintCompiler:
 
     def json_schema(self, schema: Mapping[str, Any]) -> TokenConstraint:
         """Text that is valid JSON for a schema. Raises RequestInvalid for one that is wrong, too large or too deep."""
-        if nesting_depth(schema) > MAX_SCHEMA_DEPTH:
-            raise RequestInvalid(f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels", where="response_format")
-        text = json.dumps(schema)
-        _check_size(text)
+        text = schema_text(schema)
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _JSON_SPACE})
             return self._compile(grammar)
@@ -99,6 +96,15 @@ class ConstraintCompiler:
         if matcher.is_error():
             raise _refused(matcher.get_error())
         return TokenConstraint(matcher)
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """A schema as JSON. Raises RequestInvalid for one that is too large or too deep."""
+    if nesting_depth(schema) > MAX_SCHEMA_DEPTH:
+        raise RequestInvalid(f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels", where="response_format")
+    text = json.dumps(schema)
+    _check_size(text)
+    return text
 
 
 def _check_size(text: str) -> None:

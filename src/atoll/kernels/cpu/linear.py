@@ -38,8 +38,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def padded(num_rows: int) -> int:
     """The next of the numbers of rows that products are computed with: four to each doubling.
 
-    oneDNN compiles a kernel for each number of rows that it meets, in some ten milliseconds and with up to a megabyte,
-    and every step of a server has another number.
+    oneDNN compiles a kernel for each number of rows that it meets and keeps it, a megabyte for many rows, and every
+    step of a server has another number.
     """
     step = 1 << max(0, (num_rows - 1).bit_length() - 3)
     return -(-num_rows // step) * step

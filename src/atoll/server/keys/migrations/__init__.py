@@ -1,0 +1,1 @@
+"""Alembic's environment and the changes of the tables, in order."""
