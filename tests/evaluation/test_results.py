@@ -40,6 +40,16 @@ def test_a_failure_counts_as_zero_whatever_the_metric() -> None:
         assert metric.aggregate(rows[0].tolist()) == 0.0, name
 
 
+def test_a_measure_of_order_is_compared_like_the_others() -> None:
+    scale = [str(number / 10) for number in range(50)]
+    tuned = [output(number, number, index) for index, number in enumerate(scale)]
+    base = [output("2.5", number, index) for index, number in enumerate(scale)]
+    scored = make_results((record(metrics=("spearman", "closeness")), base, tuned)).members[0]
+    assert scored.primary.scores[ADAPTER].value == pytest.approx(1)
+    assert scored.primary.scores[BASE].value == 0
+    assert scored.primary.against[BASE].verdict == "beats"
+
+
 def test_a_failure_lowers_the_score_of_the_others() -> None:
     answers = [*outputs(9, 9), output("yes", "yes", 9, error="it broke")]
     scored = make_results((record(), outputs(0, 10), answers)).members[0]

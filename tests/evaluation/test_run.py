@@ -181,6 +181,25 @@ def test_long_rows_are_cut_as_in_training_and_counted(fleet: FleetOnDisk, engine
     assert write_report(tmp_path / "eval").members[0].num_cut_prompts == 1
 
 
+def test_columns_that_a_metric_reads_are_kept_with_the_answers(
+    fleet: FleetOnDisk, engine: Engine, tmp_path: Path
+) -> None:
+    rows = [{"text": f"text {index}", "answer": "yes", "answers": '["yes", "no"]'} for index in range(3)]
+    (tmp_path / "colors").mkdir()
+    write_rows(tmp_path / "colors" / "test.jsonl", rows)
+    item = member(fleet, "colors")
+    item = replace(item, task=item.task.model_copy(update={"metrics": ("accuracy", "drop_exact")}))
+    run_evaluation(engine, [item], tmp_path / "eval", fleet="tiny", data_root=tmp_path)
+    kept = answers(tmp_path / "eval")["colors"]
+    assert all(output.columns == {"answers": '["yes", "no"]'} for output in kept[ADAPTER] + kept[BASE])
+    scored = write_report(tmp_path / "eval").members[0].metrics[1]
+    right = [output.prediction.strip().lower() in ("yes", "no") for output in kept[ADAPTER]]
+    assert scored.scores[ADAPTER].value == pytest.approx(sum(right) / 3)
+    write_rows(tmp_path / "colors" / "test.jsonl", [{"text": "x", "answer": "yes"}])
+    with pytest.raises(DataError, match="`answers` is missing"):
+        run_evaluation(engine, [item], tmp_path / "eval", fleet="tiny", data_root=tmp_path)
+
+
 def test_the_scores_are_in_the_model_cards(fleet: FleetOnDisk, results: Results) -> None:
     for item in results.members:
         card = (fleet.store.resolve(item.adapter_id).folder / CARD_NAME).read_text()

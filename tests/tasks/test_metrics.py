@@ -111,7 +111,7 @@ def test_entity_f1_is_micro_averaged() -> None:
     ],
 )
 def test_published_accuracy_repeats_the_faults(prediction: str, reference: str, expected: float) -> None:
-    assert points("accuracy_flex_published", prediction, reference) == expected
+    assert points("accuracy_flex_as_published", prediction, reference) == expected
 
 
 QUERY = "SELECT name FROM players WHERE team = 'Bears' AND age > 30"

@@ -34,7 +34,7 @@ def test_a_task_by_path(tmp_path: Path) -> None:
 def test_unknown_tasks(tmp_path: Path) -> None:
     with pytest.raises(TaskNotFound, match="did you mean glue_sst2"):
         find_task("glue_sst")
-    with pytest.raises(TaskNotFound, match="the built-in ones are conllpp"):
+    with pytest.raises(TaskNotFound, match="`atoll tasks ls` lists the built-in ones"):
         find_task("qqqqqqqq")
     with pytest.raises(TaskNotFound, match="no such task file"):
         find_task(str(tmp_path / "none.yaml"))

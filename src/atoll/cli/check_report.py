@@ -27,7 +27,7 @@ def audit_lines(name: str, audit: TaskAudit, *, in_color: bool) -> Iterator[str]
         yield _field("labels", _label_text(audit.labels))
     yield from _token_lines(audit.tokens)
     for xray in audit.xrays:
-        yield from _xray_lines(xray, in_color=in_color)
+        yield from xray_lines(xray, in_color=in_color)
     for warning in audit.warnings:
         yield f"  {_style('warning:', in_color, fg='yellow')} {visible(warning)}"
     for problem in audit.problems:
@@ -108,7 +108,7 @@ def _bar(count: int, largest: int) -> str:
     return _BARS[max(1, round(count / largest * (len(_BARS) - 1)))] if count else _BARS[0]
 
 
-def _xray_lines(xray: XRay, *, in_color: bool) -> Iterator[str]:
+def xray_lines(xray: XRay, *, in_color: bool) -> Iterator[str]:
     """An example; its trained tokens are coloured, or each in brackets where there is no colour."""
     prompt = xray.prompt
     if len(prompt) > _MAX_PROMPT_CHARS:

@@ -3,51 +3,134 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from atoll.config.task import TaskConfig
 
 tasks = typer.Typer(help="List the built-in tasks, or show one.", no_args_is_help=True, rich_markup_mode=None)
 
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="A folder whose <task>/<split> files replace the tasks' sources; adds sizes."),
+]
+_PUBLISHED_NAMES = {
+    "gpt_4": "GPT-4",
+    "gpt_3_5_turbo": "GPT-3.5-Turbo",
+    "mistral_7b": "Mistral-7B tuned",
+    "mistral_7b_instruct": "Mistral-7B-Instruct tuned",
+    "zephyr_7b": "Zephyr-7B tuned",
+    "llama_2_7b": "Llama-2-7B tuned",
+    "phi_2": "Phi-2 tuned",
+    "gemma_2b": "Gemma-2B tuned",
+}
+_INDENT = 11
+
 
 @tasks.command("ls")
-def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False) -> None:
+def ls(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    data_root: DataRoot = None,
+) -> None:
     """List the tasks that ship with Atoll.
 
     Example: atoll tasks ls
     """
     from atoll.tasks.task import builtin_tasks, find_task
 
-    for name in builtin_tasks():
-        task = find_task(name)
-        if as_json:
-            fields = {"name": name, "category": task.category, "metrics": task.metrics, "description": task.description}
-            print(json.dumps(fields, ensure_ascii=False))
-        else:
-            print(f"{name:<12} {task.category:<14} {task.metrics[0]:<14} {task.description}")
+    rows = [_row(find_task(name), data_root) for name in builtin_tasks()]
+    if as_json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+    elif sys.stdout.isatty():
+        _print_table(rows, with_sizes=data_root is not None)
+    else:
+        width = max(len(row["name"]) for row in rows)
+        for row in rows:
+            sizes = f"{_sizes_text(row['sizes']):<40} " if data_root else ""
+            print(f"{row['name']:<{width}} {row['category']:<12} {row['metrics'][0]:<13} {sizes}{row['description']}")
 
 
 @tasks.command("show")
 def show(
     task: Annotated[str, typer.Argument(help="A built-in task's name or a task file's path.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole definition as JSON.")] = False,
+    data_root: DataRoot = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Render the example with this base's chat template, token by token.")
+    ] = None,
 ) -> None:
-    """Show what a task asks, with a worked example.
+    """Show what a task asks, with a worked example; the part that is trained stands in brackets, or in colour.
 
     Example: atoll tasks show glue_sst2
     """
     from atoll.tasks.task import find_task
 
     config = find_task(task)
-    print(config.model_dump_json(indent=2) if as_json else "\n".join(_lines(config)))
+    if as_json:
+        fields = config.model_dump(mode="json") | ({"sizes": _sizes(config, data_root)} if data_root else {})
+        print(json.dumps(fields, indent=2, ensure_ascii=False))
+        return
+    in_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print("\n".join(_lines(config, _sizes(config, data_root))))
+    if config.example is not None:
+        print("\n".join(_example_lines(config, base_model, in_color=in_color)))
 
 
-def _lines(task: TaskConfig) -> Iterator[str]:
+def _row(task: TaskConfig, data_root: Path | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": task.name,
+        "category": task.category,
+        "metrics": task.metrics,
+        "labels": len(task.labels) if task.labels else None,
+        "gpt_4": task.published.gpt_4 if task.published else None,
+        "description": task.description,
+    }
+    return row | ({"sizes": _sizes(task, data_root)} if data_root else {})
+
+
+def _print_table(rows: list[dict[str, Any]], *, with_sizes: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("task", "category", "metric"):
+        table.add_column(name, no_wrap=True)
+    for name in ("labels", "GPT-4"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if with_sizes:
+        table.add_column("examples", no_wrap=True)
+    table.add_column("asks", overflow="fold")
+    for row in rows:
+        gpt_4 = "-" if row["gpt_4"] is None else f"{row['gpt_4']:.3f}"
+        cells = [row["name"], row["category"], row["metrics"][0], str(row["labels"] or "-"), gpt_4]
+        table.add_row(*cells, *([_sizes_text(row["sizes"])] if with_sizes else []), row["description"])
+    Console(markup=False).print(table)
+
+
+def _sizes(task: TaskConfig, data_root: Path | None) -> dict[str, int]:
+    """The number of examples of each split whose rows are on this machine. Raises DataError for a damaged file."""
+    from atoll.tasks.dataset import SPLITS, is_at_hand, load_split
+
+    return {
+        split: len(load_split(task, split, data_root=data_root))
+        for split in SPLITS
+        if is_at_hand(task, split, data_root=data_root)
+    }
+
+
+def _sizes_text(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in sizes.items()) or "-"
+
+
+def _lines(task: TaskConfig, sizes: dict[str, int]) -> Iterator[str]:
     fields = {
         "task": f"{task.name} ({task.category})",
         "asks": task.description,
@@ -56,20 +139,54 @@ def _lines(task: TaskConfig) -> Iterator[str]:
         "metrics": ", ".join(task.metrics),
         "system": task.prompt.system or "",
         "prompt": task.prompt.template,
-        "data": ", ".join(
-            f"{split} {source.path or f'generated ({source.generated})'}"
+        "generates": f"at most {task.generation.max_new_tokens} tokens",
+        "data": "\n".join(
+            f"{split}: {source.path or f'generated ({source.generated})'}" + (", through a query" if source.sql else "")
             for split in ("train", "validation", "test")
             if (source := getattr(task.dataset, split)) is not None
         ),
+        "sizes": _sizes_text(sizes) if sizes else "",
         "licence": task.licence,
+        "published": _published_text(task),
     }
-    if task.example is not None:
-        fields["example"] = "\n".join(f"{column}: {text}" for column, text in task.example.inputs.items())
-        fields["gives"] = task.example.target
-    if task.published is not None:
-        scores = {"Mistral-7B tuned": task.published.mistral_7b, "GPT-4": task.published.gpt_4}
-        listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if score is not None)
-        fields["published"] = f"{task.published.metric}: {listed} ({task.published.source})"
     for name, text in fields.items():
         if text:
-            yield f"{name + ':':<11}" + text.rstrip("\n").replace("\n", "\n" + 11 * " ")
+            yield f"{name + ':':<{_INDENT}}" + text.rstrip("\n").replace("\n", "\n" + _INDENT * " ")
+
+
+def _published_text(task: TaskConfig) -> str:
+    if task.published is None:
+        return ""
+    scores = ((name, getattr(task.published, field)) for field, name in _PUBLISHED_NAMES.items())
+    listed = ", ".join(f"{name} {score:.3f}" for name, score in scores if score is not None)
+    return f"{task.published.metric}: {listed} ({task.published.source})"
+
+
+def _example_lines(task: TaskConfig, base_model: str | None, *, in_color: bool) -> Iterator[str]:
+    """The worked example as it is trained on: in a base's own tokens, or without a base as plain text."""
+    if task.example is None:
+        raise ValueError("the task has no worked example")
+    row = {**task.example.inputs, task.target_column: task.example.target}
+    if base_model is not None:
+        from atoll.cli.check_report import xray_lines
+        from atoll.model.load import load_tokenizer
+        from atoll.model.source import resolve_base
+        from atoll.tasks.audit import x_ray
+        from atoll.text.prompt import PromptRenderer
+
+        tokenizer = load_tokenizer(resolve_base(base_model).folder)
+        renderer = PromptRenderer(tokenizer, task.prompt, task.input_columns, task.target_column)
+        yield from xray_lines(x_ray(tokenizer, renderer.supervised(row)), in_color=in_color)
+        return
+    from atoll.cli.check_report import visible
+    from atoll.config.template import parse_template
+
+    parts = parse_template(task.prompt.template)
+    prompt = "".join(row[part.text] if part.is_column else part.text for part in parts)
+    target = visible(task.example.target, keep="\n")
+    answer = typer.style(target, fg="black", bg="green") if in_color else f"[{target}]"
+    yield "example:"
+    if task.prompt.system:
+        yield from ("    " + visible(task.prompt.system, keep="\n").replace("\n", "\n    "), "")
+    separator = "" if prompt.endswith("\n") else " "
+    yield "    " + (visible(prompt, keep="\n") + separator + answer).replace("\n", "\n    ")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atoll.adapters.contract import TrainingRecord
 from atoll.config.task import PublishedScores
@@ -36,7 +36,8 @@ class Part(BaseModel):
 class Output(Part):
     """One contender's answer to one example; `error` says why there is none.
 
-    prompt_digest: sha256 over the prompt's token ids, "" where no prompt could be made.
+    prompt_digest: sha256 over the prompt's token ids, "" where no prompt could be made. columns: what metrics read of
+    the example beside the reference.
     """
 
     example_id: str
@@ -48,6 +49,7 @@ class Output(Part):
     num_cut_tokens: int
     num_new_tokens: int
     error: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
 
     @property
     def has_failed(self) -> bool:

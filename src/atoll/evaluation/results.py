@@ -12,10 +12,10 @@ from atoll.config.task import PublishedScores
 from atoll.evaluation import statistics
 from atoll.evaluation.outputs import ADAPTER, MemberRecord, Output, Part, RunRecord, read_outputs, read_run
 from atoll.evaluation.statistics import Estimate, Statistics
-from atoll.tasks.metrics import Metric, find_metric
+from atoll.tasks.metrics import Answer, Metric, find_metric
 
 MAX_P_VALUE = 0.05
-_PUBLISHED_SUFFIX = "_published"
+_PUBLISHED_SUFFIX = "_as_published"
 
 Verdict = Literal["beats", "loses to", "no difference shown"]
 
@@ -122,10 +122,10 @@ def example_statistics(metric: Metric, outputs: Sequence[Output]) -> Statistics:
     A failure has those of an empty answer without the first, the credit, so that it counts as 0 even where an empty
     answer happens to be right.
     """
-    rows = []
-    for output in outputs:
-        row = metric.stats("" if output.has_failed else output.prediction, output.reference)
-        rows.append((0.0, *row[1:]) if output.has_failed else row)
+    table = metric.table(
+        Answer("" if output.has_failed else output.prediction, output.reference, output.columns) for output in outputs
+    )
+    rows = [(0.0, *row[1:]) if output.has_failed else row for output, row in zip(outputs, table, strict=True)]
     return np.asarray(rows, dtype=np.float64)
 
 

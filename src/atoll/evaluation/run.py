@@ -63,6 +63,7 @@ class _Asked:
 
     example_id: str
     reference: str
+    columns: Mapping[str, str]
     prompt: RenderedPrompt | None
     sampling: SamplingParams | None
     error: str | None = None
@@ -128,7 +129,7 @@ def _prepare(
     engine: Engine, member: Member, data_root: Path | None, limit: int | None, seed: int, on_progress: OnProgress
 ) -> _Prepared:
     on_progress(f"reading {member.task.name}", None)
-    examples = load_split(member.task, SPLIT, data_root=data_root, limit=limit, seed=seed)
+    examples = load_split(member.task, SPLIT, data_root=data_root, limit=limit, seed=seed, for_scoring=True)
     renderer = member.contract.renderer(engine.base.tokenizer)
     asked = [_ask(example, member, renderer, engine.max_length) for example in examples]
     return _Prepared(member, data_digest(examples), asked)
@@ -140,8 +141,8 @@ def _ask(example: Example, member: Member, renderer: PromptRenderer, max_length:
         prompt = renderer.prompt(example.row)
         sampling = _sampling(member.task.generation, room=max_length - len(prompt.ids))
     except (DataError, RequestInvalid) as error:
-        return _Asked(example.example_id, reference, None, None, error.what)
-    return _Asked(example.example_id, reference, prompt, sampling)
+        return _Asked(example.example_id, reference, example.columns, None, None, error.what)
+    return _Asked(example.example_id, reference, example.columns, prompt, sampling)
 
 
 def _sampling(generation: GenerationConfig, room: int) -> SamplingParams:
@@ -189,6 +190,7 @@ def _output(asked: _Asked, completion: Completion | None) -> Output:
         prompt_digest=_prompt_digest(asked.prompt.ids) if asked.prompt else "",
         prediction=completion.text if completion else "",
         reference=asked.reference,
+        columns=dict(asked.columns),
         finish_reason=finish.finish_reason if finish else None,
         num_prompt_tokens=len(asked.prompt.ids) if asked.prompt else 0,
         num_cut_tokens=asked.prompt.num_cut_tokens if asked.prompt else 0,

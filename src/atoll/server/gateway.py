@@ -203,8 +203,7 @@ class Gateway:
         self._num_open += count
         opened: list[EventStream] = []
         try:
-            limiter = self._slow_limiter if self.preparer.is_slow(ask) else self._limiter
-            prepared = await anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=limiter)
+            prepared = await self._prepare(ask, caller)
             if self._meter is not None:
                 self._meter.admit(caller, len(prepared.prompt_ids) * count)
             max_unread = self.settings.max_unread_events if stream else None
@@ -219,6 +218,12 @@ class Gateway:
             self.metrics.refused(error.code if isinstance(error, AtollError) else "cancelled")
             raise
         return opened
+
+    async def _prepare(self, ask: Ask, caller: Caller) -> Prepared:
+        if self.preparer.is_quick(ask):  # quicker than handing it to another thread
+            return self.preparer.prepare(ask, caller)
+        limiter = self._slow_limiter if self.preparer.is_slow(ask) else self._limiter
+        return await anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=limiter)
 
     def finished(self, events: EventStream, finish: FinishEvent) -> None:
         """A request has been answered; its last event is not out yet. Called by the stream alone."""

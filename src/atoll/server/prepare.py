@@ -22,6 +22,9 @@ from atoll.text.constraint import TokenConstraint
 if TYPE_CHECKING:
     from atoll.model.load import BaseModel
 
+# Tokenised in a quarter of a millisecond.
+_QUICK_CHARS = 500
+
 
 class PromptTooLongError(RequestInvalid):
     """Prompt and answer do not fit in the model's positions."""
@@ -147,6 +150,11 @@ class Preparer:
     def adapter(self, adapter_id: str, source: str | None, caller: Caller, token: str | None = None) -> StoredAdapter:
         """Raises AdapterNotFound, also for adapters that are not the caller's. token: what a remote source asks for."""
         return self._sources.adapter(adapter_id, source, caller, token)
+
+    def is_quick(self, ask: Ask) -> bool:
+        """Whether preparing reads no file and takes well under a millisecond."""
+        has_adapter = not self.is_base(ask.adapter_id) or ask.merge is not None
+        return not has_adapter and ask.form is None and isinstance(ask.prompt, str) and len(ask.prompt) <= _QUICK_CHARS
 
     def is_slow(self, ask: Ask) -> bool:
         """Whether preparing the ask may take seconds, for a download or a mix of adapters."""

@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from atoll.config.explain import did_you_mean
 from atoll.config.task import SourceConfig, TaskConfig
 from atoll.errors import DataError
 from atoll.tasks.generated.partition import Split
-from atoll.tasks.reading import Record, as_text, read_file, read_source
+from atoll.tasks.metrics import find_metric
+from atoll.tasks.reading import Record, as_text, has_local_files, read_file, read_source
 
-__all__ = ["SPLITS", "Example", "Split", "data_digest", "has_split", "load_split"]
+__all__ = ["SPLITS", "Example", "Split", "data_digest", "has_split", "is_at_hand", "load_split", "metric_columns"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet")
@@ -31,29 +32,44 @@ _MAX_VALIDATION_INPUTS = 500
 class Example:
     """A row of a task, its input columns and its target as text.
 
-    example_id: a hash of the row, the same on every machine; rows that are equal have the same one.
+    example_id: a hash of the row, the same on every machine; rows that are equal have the same one. columns: what the
+    task's metrics read beside the target, where the rows were loaded for scoring.
     """
 
     example_id: str
     row: dict[str, str]
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 def load_split(
-    task: TaskConfig, split: Split, *, data_root: Path | None = None, limit: int | None = None, seed: int = 0
+    task: TaskConfig,
+    split: Split,
+    *,
+    data_root: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    for_scoring: bool = False,
 ) -> list[Example]:
     """The examples of a split, shuffled by `seed`, at most `limit` of them; a smaller limit keeps the first ones.
 
     data_root: a folder whose <task>/<split>.(jsonl.gz|jsonl|csv|parquet), where there is one, replaces the task's
     own source. A task without a validation split has one set aside from train: a tenth of its inputs and at most 500,
-    whatever the seed; equal inputs stay together. Raises DataError, which names file, row, column and what to do.
+    whatever the seed; equal inputs stay together. for_scoring: also read the columns that the task's metrics need.
+    Raises DataError, which names file, row, column and what to do, and ConfigError for a metric that does not exist.
     """
+    columns = metric_columns(task) if for_scoring else ()
     if split != "test" and _is_set_aside(task, data_root):
-        train, validation = _divide(task, _load(task, "train", data_root))
+        train, validation = _divide(task, _load(task, "train", data_root, columns))
         examples = train if split == "train" else validation
     else:
-        examples = _load(task, split, data_root)
+        examples = _load(task, split, data_root, columns)
     random.Random(seed).shuffle(examples)
     return examples[:limit]
+
+
+def metric_columns(task: TaskConfig) -> tuple[str, ...]:
+    """The columns that the task's metrics read beside the target. Raises ConfigError for an unknown metric."""
+    return tuple(dict.fromkeys(column for name in task.metrics for column in find_metric(name).columns))
 
 
 def has_split(task: TaskConfig, split: Split, *, data_root: Path | None = None) -> bool:
@@ -61,11 +77,22 @@ def has_split(task: TaskConfig, split: Split, *, data_root: Path | None = None) 
     return getattr(task.dataset, split) is not None or _replacement(task, split, data_root) is not None
 
 
+def is_at_hand(task: TaskConfig, split: Split, *, data_root: Path | None = None) -> bool:
+    """Whether the rows of that split can be had without the network."""
+    if split == "validation" and _is_set_aside(task, data_root):
+        split = "train"
+    source: SourceConfig | None = getattr(task.dataset, split)
+    if _replacement(task, split, data_root) is not None:
+        return True
+    return source is not None and (source.path is None or has_local_files(source.path))
+
+
 def data_digest(examples: Sequence[Example]) -> str:
-    """A sha256 over the rows in their order."""
+    """A sha256 over the rows in their order, with the columns for scoring where they were loaded."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(_canonical(example.row))
+        digest.update(_canonical(example.columns) if example.columns else b"")
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -96,13 +123,13 @@ def _divide(task: TaskConfig, examples: list[Example]) -> tuple[list[Example], l
     return train, [example for example in examples if key(example) in aside]
 
 
-def _load(task: TaskConfig, split: Split, data_root: Path | None) -> list[Example]:
+def _load(task: TaskConfig, split: Split, data_root: Path | None, columns: Sequence[str]) -> list[Example]:
     if data_root is not None and not data_root.is_dir():
         raise DataError("there is no such folder", where=str(data_root), mend="check --data-root")
     records, where = _records(task, split, data_root)
     if not records:
         raise DataError(f"the {split} split of {task.name} is empty", where=where, mend="give it at least one row")
-    examples = [_example(task, record) for record in records]
+    examples = [_example(task, record, columns) for record in records]
     _check_labels(task, records, examples)
     return examples
 
@@ -124,9 +151,9 @@ def _records(task: TaskConfig, split: Split, data_root: Path | None) -> tuple[li
     return read_source(source), str(source.path)
 
 
-def _example(task: TaskConfig, record: Record) -> Example:
+def _example(task: TaskConfig, record: Record, columns: Sequence[str]) -> Example:
     row = {column: _field(record, column) for column in (*task.input_columns, task.target_column)}
-    return Example(_hash(row).hex()[:16], row)
+    return Example(_hash(row).hex()[:16], row, {column: _field(record, column) for column in columns})
 
 
 def _field(record: Record, column: str) -> str:

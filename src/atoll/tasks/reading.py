@@ -35,6 +35,11 @@ def read_source(source: SourceConfig) -> list[Record]:
     return records if source.sql is None else _query(records, source.sql, source.path)
 
 
+def has_local_files(path: str) -> bool:
+    """Whether a source's path or glob stands for files on this machine."""
+    return "://" not in path and bool(_matches(path))
+
+
 def read_file(path: Path) -> Iterator[Record]:
     """The rows of one file, by its name's ending. Raises DataError."""
     read = _reader(path.name)

@@ -41,7 +41,7 @@ def same_result(prediction: str, reference: str) -> bool:
     itself cannot be run.
     """
     ordered = re.search(r"\border\s+by\b", reference, re.IGNORECASE) is not None
-    query = _bare_query(prediction)
+    query = bare_query(prediction)
     for seed in range(NUM_DATABASES):
         try:
             expected = run_query(reference, seed)
@@ -76,7 +76,8 @@ def run_query(query: str, seed: int = 0) -> list[Row]:
     return [tuple(_comparable(value) for value in row) for row in found]
 
 
-def _bare_query(text: str) -> str:
+def bare_query(text: str) -> str:
+    """The query of an answer that may put it into a Markdown code fence."""
     fenced = _FENCE.search(text)
     return (fenced[1] if fenced else text).strip()
 

@@ -28,5 +28,5 @@ def find_task(ref: str) -> TaskConfig:
     if ref in builtin:
         return load_task(builtin[ref])
     guess = did_you_mean(ref, builtin)
-    mend = f"did you mean {guess}?" if guess else f"the built-in ones are {', '.join(builtin)}"
+    mend = f"did you mean {guess}?" if guess else "`atoll tasks ls` lists the built-in ones"
     raise TaskNotFound(f"there is no task named {ref!r}", mend=f"{mend}; a file is named by its path: ./{ref}.yaml")
