@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from atoll.engine import Completion, Engine, Request
 from atoll.errors import RequestInvalid
 from atoll.text.constraint import MAX_SCHEMA_DEPTH, ConstraintCompiler, TokenConstraint
 from support.engines import World, greedy_request, make_prompt
 
+MANY = 5_000 if os.environ.get("ATOLL_NIGHTLY") else 200
+KEYWORDS = st.sampled_from(
+    [
+        "type",
+        "properties",
+        "items",
+        "enum",
+        "const",
+        "anyOf",
+        "allOf",
+        "oneOf",
+        "$ref",
+        "$defs",
+        "pattern",
+        "format",
+        "minLength",
+        "maxLength",
+        "minimum",
+        "maximum",
+        "required",
+        "additionalProperties",
+        "prefixItems",
+        "not",
+    ]
+)
 PERSON = {
     "type": "object",
     "properties": {
@@ -128,3 +156,30 @@ def test_a_grammar_that_fails_in_the_middle_harms_its_own_request_only(
     broken, fine = engine.generate([ask(Failing(compiler.regex("a*")._matcher)), greedy_request(prompt, 16)])
     assert isinstance(broken.error, RequestInvalid)
     assert fine.token_ids == world.reference(None, prompt)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS | st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(schema=st.dictionaries(KEYWORDS | st.text(max_size=6), json_values, max_size=6))
+@settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_schema_gives_a_constraint_or_a_refusal(compiler: ConstraintCompiler, schema: dict[str, Any]) -> None:
+    try:
+        constraint = compiler.json_schema(schema)
+    except RequestInvalid:
+        return
+    assert constraint.allowed(512).any()
+
+
+@given(pattern=st.text(alphabet="ab01.*+?|()[]{}^$\\\\,-dws", max_size=24))
+@settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_pattern_gives_a_constraint_or_a_refusal(compiler: ConstraintCompiler, pattern: str) -> None:
+    try:
+        constraint = compiler.regex(pattern)
+    except RequestInvalid:
+        return
+    constraint.allowed(512)

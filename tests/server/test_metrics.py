@@ -21,21 +21,11 @@ from atoll.server.metrics import ServerMetrics
 from atoll.server.settings import ServerSettings
 from support.engines import greedy_request
 from support.prometheus import Prometheus, binary, scraping
-from support.servers import Served, served_world, wait_until
+from support.servers import Served, samples, served_world, wait_until
 
 OPS = Path(__file__).parents[2] / "ops"
 DASHBOARD = json.loads((OPS / "grafana" / "atoll.json").read_text())
 RULES = OPS / "prometheus" / "atoll.rules.yml"
-
-
-def samples(served: Served) -> dict[str, float]:
-    """Every sample by its name and labels, parsed as Prometheus does."""
-    text = httpx.get(f"{served.url}/metrics").text
-    return {
-        sample.name + "".join(f",{key}={value}" for key, value in sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def generate(served: Served, adapter: str = "", num_tokens: int = 3, prompt: str = "x", **parameters: Any) -> int:

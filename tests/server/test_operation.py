@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 import httpx2 as httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.store import AdapterStore
@@ -19,17 +18,7 @@ from atoll.server.app import create_app
 from atoll.server.settings import ServerSettings
 from support.engines import make_world
 from support.logs import captured_log
-from support.servers import Served, served_world, serving, wait_until
-
-
-def samples(served: Served) -> dict[str, float]:
-    """Every sample by its name and labels, parsed as Prometheus does."""
-    text = httpx.get(f"{served.url}/metrics").text
-    return {
-        sample.name + "".join(f",{key}={value}" for key, value in sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+from support.servers import Served, samples, served_world, serving, wait_until
 
 
 def generate(served: Served, adapter: str, num_tokens: int = 3) -> int:
@@ -204,3 +193,14 @@ def test_no_request_forges_a_line(tmp_path: Path, json_lines: bool) -> None:
     assert "forged" not in text
     assert not {"\x1b", "\x9b", "\u2028", "\r"} & set(text)
     assert len(text.splitlines()) == text.count("\n") == 4
+
+
+def test_the_api_can_be_read_in_a_browser_without_anything_from_elsewhere(served: Served) -> None:
+    response = httpx.get(f"{served.url}/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    for part in ("POST /generate", "POST /v1/chat/completions", "parameters.adapter_id", "GET /metrics"):
+        assert part in response.text
+    assert "<script" not in response.text
+    assert "http://" not in response.text
+    assert "https://" not in response.text

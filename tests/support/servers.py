@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.contract import CONTRACT_NAME, AdapterContract, BaseRef
@@ -110,6 +112,16 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None
     while not condition():
         assert time.monotonic() < deadline_s, "waited in vain"
         time.sleep(0.01)
+
+
+def samples(served: Served) -> dict[str, float]:
+    """Every sample by its name and labels, parsed as Prometheus does."""
+    text = httpx.get(f"{served.url}/metrics").text
+    return {
+        sample.name + "".join(f",{key}={value}" for key, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def read_events(body: str) -> list[Any]:

@@ -8,13 +8,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from atoll.errors import AtollError, Unavailable
 from atoll.log import get_logger
 from atoll.server.caller import SCOPE_KEY, Caller
 from atoll.server.errors import error_response
 from atoll.server.meter import Spent
+from atoll.server.noted import NotedSend
 
 logger = get_logger(__name__)
 
@@ -69,14 +70,7 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status: int | None = None
-
-        async def send_noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        noted = NotedSend(send)
         work = _Work()
         token = _work.set(work)
         started_s = time.perf_counter()
@@ -84,17 +78,17 @@ class Access:
         try:
             if self._lifecycle.is_draining and scope["path"] not in HEALTH_PATHS:
                 error = Unavailable("the server is stopping", mend="ask another one, or try again later")
-                await error_response(scope["path"], error)(scope, receive, send_noted)
+                await error_response(scope["path"], error)(scope, receive, noted)
             else:
-                await self._app(scope, receive, send_noted)
+                await self._app(scope, receive, noted)
         except Exception as error:
             logger.error("a request broke: %s", _place(error))
-            if status is None:
-                await error_response(scope["path"], AtollError(type(error).__name__))(scope, receive, send_noted)
+            if noted.status is None:
+                await error_response(scope["path"], AtollError(type(error).__name__))(scope, receive, noted)
         finally:
             self._lifecycle.num_running -= 1
             _work.reset(token)
-            _log(scope, status, time.perf_counter() - started_s, work)
+            _log(scope, noted.status, time.perf_counter() - started_s, work)
 
 
 def _log(scope: Scope, status: int | None, seconds: float, work: _Work) -> None:

@@ -11,6 +11,7 @@ from atoll import __version__
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.server.access import Access, Lifecycle
 from atoll.server.body_limit import BodyLimit
+from atoll.server.docs_page import docs_router
 from atoll.server.errors import install_error_handlers
 from atoll.server.gateway import Gateway, RequestEngine
 from atoll.server.keys.accounts import Accounts
@@ -49,12 +50,13 @@ def create_app(
     lifecycle = lifecycle or Lifecycle()
     metrics = ServerMetrics(engine.stats, settings.max_metric_adapters)
     gateway = Gateway(engine, base, catalog, settings, metrics, accounts)
-    # The pages under /docs would load their code from elsewhere.
+    # FastAPI's own pages would load their code from elsewhere.
     app = FastAPI(title="Atoll", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(Lorax(gateway).router)
     app.include_router(OpenAI(gateway).router)
     app.include_router(_operation(engine, metrics, lifecycle))
     app.include_router(Operations(engine, base).router)
+    app.include_router(docs_router())
     install_error_handlers(app)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, settings=settings)

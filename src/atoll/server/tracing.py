@@ -11,12 +11,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from atoll import __version__
 from atoll.engine import FinishEvent, Request
 from atoll.errors import UsageError
 from atoll.server.access import HEALTH_PATHS, route_template
+from atoll.server.noted import NotedSend
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -116,19 +117,12 @@ class TraceRequests:
         span = self._tracing.start(scope)
         answered = _Answered()
         token = _answered.set(answered)
-        status: int | None = None
-
-        async def send_noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        noted = NotedSend(send)
         try:
-            await self._app(scope, receive, send_noted)
+            await self._app(scope, receive, noted)
         finally:
             _answered.reset(token)
-            _end(span, scope, status, answered)
+            _end(span, scope, noted.status, answered)
 
 
 def _end(span: Span, scope: Scope, status: int | None, answered: _Answered) -> None:
