@@ -156,7 +156,7 @@ def main() -> int:
     missing = stats.num_blocks - stats.num_free_blocks
     rows = [(name, count) for name, count in soak.counts.items()]
     rows += [(name, getattr(stats, name)) for name in ("num_steps", "num_generated_tokens", "num_preemptions")]
-    rows += [(name, getattr(stats, name)) for name in ("num_adapter_loads", "num_adapter_evictions")]
+    rows += [(name, getattr(stats.tiers, name)) for name in ("num_loads", "num_slot_evictions")]
     print_table(["", "count"], rows)
     before_mb, after_mb = growth["before"] / 1e6, growth["after"] / 1e6
     print(

@@ -34,6 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def process(world: World) -> Iterator[subprocess.Popen[str]]:
     folder = world.base_folder.parent
     command = [*COMMAND, "--port", "0", "--store", str(folder / "store"), "--adapter-root", str(folder)]
+    command += ["--pin", "compare"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     yield process
     process.kill()
@@ -72,6 +73,8 @@ def test_it_serves_and_ends_with_0(world: World, process: subprocess.Popen[str],
     assert httpx.post(f"{url}/generate", json=body, timeout=60).status_code == 200
     local = {"inputs": "x", "parameters": {"adapter_id": "gamma", "adapter_source": "local", "max_new_tokens": 2}}
     assert httpx.post(f"{url}/generate", json=local, timeout=60).status_code == 200
+    adapters = httpx.get(f"{url}/atoll/state", timeout=60).json()["adapters"]
+    assert {adapter["name"]: adapter["pinned"] for adapter in adapters}["compare"]
     process.send_signal(number)
     assert process.wait(timeout=30) == 0
     assert "Traceback" not in process.communicate()[1]

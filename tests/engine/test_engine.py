@@ -137,7 +137,7 @@ def test_more_adapters_than_slots(world: World) -> None:
     completions = engine.generate([greedy_request(PROMPT, 6, world.adapters[n] if n else None) for n in names])
     assert [completion.token_ids for completion in completions] == [world.reference(n, PROMPT)[:6] for n in names]
     stats = settled(engine)
-    assert stats.num_adapter_evictions >= 3
+    assert stats.tiers.num_slot_evictions >= 3
     assert len(stats.resident_adapters) == 1
     engine.close()
 
@@ -145,7 +145,7 @@ def test_more_adapters_than_slots(world: World) -> None:
 def test_a_resident_adapter_is_not_loaded_again(world: World, engine: Engine) -> None:
     for _ in range(3):
         engine.generate([greedy_request(PROMPT, 2, world.adapters["alpha"])])
-    assert engine.stats().num_adapter_loads == 1
+    assert engine.stats().tiers.num_loads == 1
     assert engine.stats().resident_adapters == ("alpha@1",)
 
 
@@ -252,6 +252,21 @@ def _raise_on(token_id: int) -> Callable[..., None]:
             raise ValueError("poison")
 
     return hook
+
+
+def test_a_pinned_adapter_stays_while_others_come_and_go(world: World) -> None:
+    with world.engine(num_slots=2) as engine:
+        pinned, *others = world.adapters.values()
+        engine.pin(pinned)
+        with pytest.raises(UsageError, match="cannot be pinned"):
+            engine.pin(others[0])
+        engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in (*others, *others)])
+        (resident,) = [item for item in engine.adapters() if item.is_pinned]
+        assert (resident.adapter.id, resident.tier) == (pinned.id, "device")
+        engine.generate([greedy_request(PROMPT, 4, pinned)])
+        engine.unpin(pinned.digest)
+        engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in others])
+        assert all(item.adapter.id != pinned.id for item in engine.adapters() if item.tier == "device")
 
 
 # Bad requests

@@ -94,7 +94,7 @@ def test_no_wrong_answer_under_a_zipf_mix_with_reloads(world: SignedWorld) -> No
         traffic.run(NUM_REQUESTS)
         stats = engine.stats()
     assert traffic.num_superseded > NUM_REQUESTS / 100, "no reload met a request under way"
-    assert stats.num_adapter_evictions > NUM_REQUESTS / 10, "slots were never scarce"
+    assert stats.tiers.num_slot_evictions > NUM_REQUESTS / 10, "slots were never scarce"
     assert stats.tiers.num_host_evictions > NUM_REQUESTS / 20, "host memory was never scarce"
     assert stats.num_prefix_tokens_found > NUM_REQUESTS, "no prompt began like an earlier one"
     assert (stats.num_finished, stats.num_failed) == (NUM_REQUESTS, 0)

@@ -49,6 +49,8 @@ def serve(options: ServeOptions) -> None:
         settings = _settings(options)
         lifecycle = Lifecycle()
         with _engine(base, options) as engine, _tracing(options) as tracing:
+            for adapter_id in options.pin or ():
+                engine.pin(store.resolve(adapter_id))
             app = create_app(
                 engine,
                 base,

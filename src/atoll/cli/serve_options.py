@@ -74,6 +74,10 @@ class ServeOptions:
         "auto"
     )
     num_slots: Annotated[int, typer.Option(min=1, help="Adapters on the device at once.")] = 8
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADAPTER", help="An adapter to load now and keep on the device; repeat for more."),
+    ] = None
     max_rank: Annotated[int, typer.Option(min=1, help="The largest rank of an adapter.")] = 64
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="The token budget of one step.")] = 512
     max_num_requests: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32

@@ -83,8 +83,6 @@ class EngineStats:
     num_prefix_tokens_found: int = 0
     num_finished: int = 0
     num_failed: int = 0
-    num_adapter_loads: int = 0
-    num_adapter_evictions: int = 0
     resident_adapters: tuple[str, ...] = ()
     running_by_adapter: Mapping[str, int] = field(default_factory=dict)
     waiting_by_adapter: Mapping[str, int] = field(default_factory=dict)
@@ -275,8 +273,6 @@ class EngineCore:
             num_prefix_tokens_found=self._scheduler.num_prefix_tokens_found,
             num_finished=self._num_finished,
             num_failed=self._num_failed,
-            num_adapter_loads=tiers.num_loads,
-            num_adapter_evictions=tiers.num_slot_evictions,
             resident_adapters=tuple(adapter.id for adapter in self._residency.loaded),
             running_by_adapter=dict(self._scheduler.running_by_adapter),
             waiting_by_adapter=dict(self._scheduler.waiting_by_adapter),
