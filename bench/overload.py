@@ -30,6 +30,7 @@ NUM_PROMPT_WORDS = 40
 NUM_NEW = 24
 OVERLOAD = 4
 CALM_WITHIN = 1.5
+SETTLES_AFTER = 0.3
 
 
 @dataclass
@@ -58,8 +59,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).parent / "atoll"), "serve", "--base-model", given.base, "--port", "0"]
         command += ["--store", folder, "--dtype", given.dtype, "--max-num-requests", str(NUM_AT_ONCE)]
-        command += ["--max-open-requests", str(2 * NUM_AT_ONCE)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        command += ["--max-open-requests", str(NUM_AT_ONCE * 3 // 2)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             try:
                 results = asyncio.run(measure(address_of(server), seconds))
             finally:
@@ -138,13 +139,16 @@ async def drive(client: httpx.AsyncClient, tally: Tally, *, closed: int, seconds
 
 
 async def arrive(client: httpx.AsyncClient, tally: Tally, rate: float, seconds: float) -> list[asyncio.Task[None]]:
-    """Requests come evenly, whatever becomes of them; what was answered within `seconds` is counted."""
-    start = time.perf_counter()
+    """Requests come evenly, whatever becomes of them; answers are counted once the queue has filled, to the end."""
+    start = counted_from = time.perf_counter()
     tasks: list[asyncio.Task[None]] = []
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
         tasks.append(asyncio.create_task(ask(client, tally)))
-    tally.seconds = time.perf_counter() - start
+        if tally.seconds == 0 and time.perf_counter() - start > SETTLES_AFTER * seconds:
+            counted_from, tally.num_tokens = time.perf_counter(), 0
+            tally.seconds = 1
+    tally.seconds = time.perf_counter() - counted_from
     return [task for task in tasks if not task.done()]
 
 

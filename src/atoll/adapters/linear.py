@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from atoll.adapters.scope import RoutingScope
 from atoll.kernels.linear import pack_modules
 from atoll.kernels.lora import LoraRows, LoraTable, LoraWeights, add_lora, add_lora_group
+from atoll.kernels.pages import zeros_on_demand
 
 
 class MultiLoRALinear(nn.Module):
@@ -91,11 +90,7 @@ class MultiLoRALinear(nn.Module):
     def _slab(self, width: int) -> Tensor:
         """Zeros [num_slots, max_rank, width]; on a CPU, what no adapter fills never takes memory."""
         shape = (self.scope.num_slots, self.scope.max_rank, width)
-        device, dtype = self.base.weight.device, self.scope.dtype
-        if device.type != "cpu":
-            return torch.zeros(shape, dtype=dtype, device=device)
-        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-        return torch.frombuffer(pages, dtype=dtype).view(shape)
+        return zeros_on_demand(shape, dtype=self.scope.dtype, device=self.base.weight.device)
 
 
 class _DroppedLinear(nn.Linear):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atoll.kernels.pages import zeros_on_demand
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -44,12 +46,12 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> KVCache:
-        """An empty cache; `shapes` has one entry for each layer."""
+        """An empty cache; `shapes` has one entry for each layer. On a CPU a block takes memory once it was used."""
         num_positions = num_blocks * block_size
 
         def tensors(dims: Sequence[int]) -> tuple[Tensor, ...]:
             sizes = [(num_positions, shape.num_heads, dim) for shape, dim in zip(shapes, dims, strict=True)]
-            return tuple(torch.zeros(size, dtype=dtype, device=device) for size in sizes)
+            return tuple(zeros_on_demand(size, dtype=dtype, device=device) for size in sizes)
 
         keys = tensors([shape.key_dim for shape in shapes])
         values = tensors([shape.value_dim for shape in shapes])

@@ -1,0 +1,18 @@
+"""Large tensors that take memory only where somebody has written."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def zeros_on_demand(size: Sequence[int], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros; on a CPU a page of them takes memory from its first write on."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(*size, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(*size)
