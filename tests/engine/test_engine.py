@@ -254,21 +254,6 @@ def _raise_on(token_id: int) -> Callable[..., None]:
     return hook
 
 
-def test_a_pinned_adapter_stays_while_others_come_and_go(world: World) -> None:
-    with world.engine(num_slots=2) as engine:
-        pinned, *others = world.adapters.values()
-        engine.pin(pinned)
-        with pytest.raises(UsageError, match="cannot be pinned"):
-            engine.pin(others[0])
-        engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in (*others, *others)])
-        (resident,) = [item for item in engine.adapters() if item.is_pinned]
-        assert (resident.adapter.id, resident.tier) == (pinned.id, "device")
-        engine.generate([greedy_request(PROMPT, 4, pinned)])
-        engine.unpin(pinned.digest)
-        engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in others])
-        assert all(item.adapter.id != pinned.id for item in engine.adapters() if item.tier == "device")
-
-
 # Bad requests
 
 

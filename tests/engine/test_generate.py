@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atoll.engine import Engine, EngineConfig
-from atoll.errors import RequestInvalid
+from atoll.errors import RequestInvalid, UsageError
 from support.engines import World, greedy_request, make_prompt
 
 PROMPT = make_prompt(0, 9)
@@ -52,3 +52,18 @@ def test_the_cache_is_no_larger_than_all_requests_could_fill(world: World) -> No
     assert engine.stats().num_blocks == 2 * 7
     assert engine.config == EngineConfig(max_num_requests=2, max_length=100, block_size=16)
     engine.close()
+
+
+def test_a_pinned_adapter_stays_while_others_come_and_go(world: World) -> None:
+    with world.engine(num_slots=2) as engine:
+        pinned, *others = world.adapters.values()
+        engine.pin(pinned)
+        with pytest.raises(UsageError, match="cannot be pinned"):
+            engine.pin(others[0])
+        engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in (*others, *others)])
+        (resident,) = [item for item in engine.adapters() if item.is_pinned]
+        assert (resident.adapter.id, resident.tier) == (pinned.id, "device")
+        engine.generate([greedy_request(PROMPT, 4, pinned)])
+        engine.unpin(pinned.digest)
+        engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in others])
+        assert all(item.adapter.id != pinned.id for item in engine.adapters() if item.tier == "device")
