@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import json
 import resource
@@ -114,6 +115,10 @@ def run_server(
         h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
+    # A full collection looks at every object that loading has made, for some tenths of a second in which nobody is
+    # answered; they are there for good, so it need not look at them again.
+    gc.collect()
+    gc.freeze()
     # uvicorn raises a signal again once it has stopped, to whoever handled it before: then nothing is left to do.
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
