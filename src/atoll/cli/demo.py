@@ -68,11 +68,15 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _serving(store: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`atoll serve` in a process of its own, once it listens, and its address."""
+    """`atoll serve` in a process of its own, once it listens, and its address. Its log goes to a file by the store."""
     from atoll.errors import AtollError
 
     command = [sys.executable, "-m", "atoll", "serve", "--store", str(store), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    log_path = store.with_name("serve.log")
+    with (
+        log_path.open("w", encoding="utf-8") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+    ):
         try:
             address = None
             for line in server.stdout or ():
@@ -81,7 +85,8 @@ def _serving(store: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], st
                     address = line.split()[-1]
                     break
             if address is None:
-                raise AtollError("the server ended before it listened", mend="its own message above says why")
+                server.wait()
+                raise AtollError("the server ended before it listened", why=log_path.read_text().strip()[-1000:])
             yield server, address
         except KeyboardInterrupt:
             print("stopping ...")
