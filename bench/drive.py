@@ -30,7 +30,6 @@ class Asked:
 
     adapter: StoredAdapter | None
     num_prompt: int
-    submitted_s: float = 0.0
     tokens_s: list[float] = field(default_factory=list)
     timings: Timings | None = None
     error: AtollError | None = None
@@ -91,7 +90,6 @@ def run_closed(
         while num_running < concurrency and (order := next(waiting, None)) is not None:
             item = Asked(order[0], order[1])
             request = _request(order, item, finished, [draw.randrange(vocab_size) for _ in range(order[1])])
-            item.submitted_s = time.perf_counter()
             engine.submit(request)
             on_submit(request)
             asked.append(item)

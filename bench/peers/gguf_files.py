@@ -11,23 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 from gguf.quants import quantize
 from safetensors.torch import load_file
 from torch import Tensor
 
-LAYERS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 PREFIX = "base_model.model."
 
 
@@ -52,9 +40,9 @@ def write_base(folder: Path, target: Path, kind: GGMLQuantizationType) -> Path:
         for name, tensor in load_file(path).items():
             values = _rotated(name, tensor, config)
             if values.ndim == 1 or kind == GGMLQuantizationType.F32:
-                writer.add_tensor(_gguf_name(name), values)
+                writer.add_tensor(_gguf_name(name, config), values)
             else:
-                writer.add_tensor(_gguf_name(name), quantize(values, kind), raw_dtype=kind)
+                writer.add_tensor(_gguf_name(name, config), quantize(values, kind), raw_dtype=kind)
     return _written(writer, target)
 
 
@@ -69,7 +57,7 @@ def write_lora(adapter: Path, base: Path, target: Path) -> Path:
     for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
         layer, side = name.removeprefix(PREFIX).removesuffix(".weight").rsplit(".", 1)
         values = _rotated(f"{layer}.weight", tensor, config) if side == "lora_B" else tensor.float().numpy()
-        writer.add_tensor(f"{_gguf_name(f'{layer}.weight')}.{side.lower()}", values)
+        writer.add_tensor(f"{_gguf_name(f'{layer}.weight', config)}.{side.lower()}", values)
     return _written(writer, target)
 
 
@@ -84,12 +72,12 @@ def _rotated(name: str, tensor: Tensor, config: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
 
 
-def _gguf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
-    if stem in OUTSIDE:
-        return f"{OUTSIDE[stem]}.weight"
-    _, _, block, layer = stem.split(".", 3)
-    return f"blk.{block}.{LAYERS[layer]}.weight"
+def _gguf_name(name: str, config: dict[str, Any]) -> str:
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    found = names.get_name(name, try_suffixes=(".weight",))
+    if found is None:
+        raise SystemExit(f"llama.cpp has no name for {name}")
+    return found
 
 
 def _written(writer: GGUFWriter, target: Path) -> Path:

@@ -20,19 +20,11 @@ from typer.testing import CliRunner
 from atoll.cli.keys import expiry_s
 from atoll.cli.main import app
 from atoll.errors import AtollError, UsageError
-from support.engines import World, make_world
-from support.servers import publish_contracts, wait_until
+from support.engines import World
+from support.servers import wait_until
 
 ATOLL = [sys.executable, "-c", "from atoll.cli.main import main; main()"]
 START_S = 120
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("keys")
-    world = make_world(folder)
-    publish_contracts(world, folder)
-    return world
 
 
 @pytest.fixture

@@ -14,20 +14,12 @@ from atoll.adapters.peft_io import WEIGHTS_NAME
 from atoll.cli.ls import ls
 from atoll.cli.run import run
 from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, RequestInvalid, UsageError
-from support.engines import World, make_world
-from support.servers import MAX_NEW_TOKENS, publish_contracts
+from support.engines import World
+from support.servers import MAX_NEW_TOKENS
 
 app = typer.Typer()
 app.command()(run)
 app.command()(ls)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("run")
-    world = make_world(folder)
-    publish_contracts(world, folder)
-    return world
 
 
 def invoke(world: World, *arguments: str, text: str | None = None) -> Result:

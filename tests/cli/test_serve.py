@@ -15,19 +15,10 @@ from collections.abc import Iterator
 import httpx2 as httpx
 import pytest
 
-from support.engines import World, make_world
-from support.servers import publish_contracts
+from support.engines import World
 
 START_S = 120
 COMMAND = [sys.executable, "-c", "from atoll.cli.main import main; main()", "serve"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("serve")
-    world = make_world(folder)
-    publish_contracts(world, folder)
-    return world
 
 
 @pytest.fixture

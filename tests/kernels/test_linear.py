@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atoll.kernels.cpu import int8, nf4
 from atoll.kernels.cpu.int8 import Int8Linear, quantise_weight
-from atoll.kernels.linear import pack_linear, pack_module, pack_modules
+from atoll.kernels.linear import pack_linear, pack_modules
 from atoll.kernels.reference.linear import four_bit_weight, int8_linear
 
 ROWS = (1, 2, 4, 5, 9, 33)
@@ -113,11 +113,11 @@ def test_int8_keeps_rows_that_are_no_numbers_to_themselves(rows: int) -> None:
 def test_int8_is_what_bitsandbytes_trains_on(bias: bool) -> None:
     dense = linear(96, 50, bias=bias)
     module = eight_bit(dense)
-    before = pack_module(module)  # its first call moves its scales
+    before = pack_modules([module])  # its first call moves its scales
     for rows in ROWS:
         x = torch.randn(rows, 96)
         expected = module(x)
-        for packed in (before, pack_module(module), pack_linear(dense.weight, dense.bias, bits=8)):
+        for packed in (before, pack_modules([module]), pack_linear(dense.weight, dense.bias, bits=8)):
             # Its 1 / 127 ** 2 has four correct digits.
             expect(packed(x), expected, 5e-5)
 
@@ -152,7 +152,7 @@ def test_four_bits_of_any_table_equal_the_widened_weights(block_size: int, dtype
 def test_four_bits_whose_blocks_cross_rows_are_widened() -> None:
     module = four_bit(linear(72, 40))
     x = torch.randn(5, 72)
-    expect(pack_module(module)(x), module(x), 1e-6)
+    expect(pack_modules([module])(x), module(x), 1e-6)
 
 
 def test_what_has_no_kernel_is_called_as_it_is() -> None:
@@ -163,4 +163,4 @@ def test_what_has_no_kernel_is_called_as_it_is() -> None:
     scaled, half = Scaled(72, 40), linear(72, 40).half()
     x = torch.randn(5, 72)
     assert torch.equal(pack_modules([scaled, linear(72, 8)])(x), torch.cat([scaled(x), linear(72, 8)(x)], dim=1))
-    assert torch.equal(pack_module(half)(x.half()), half(x.half()))
+    assert torch.equal(pack_modules([half])(x.half()), half(x.half()))

@@ -80,9 +80,7 @@ def test_an_abort_gives_its_slot_to_the_next_step(world: SignedWorld) -> None:
     stepper.submit(running.request)
     stepper.step()
     stepper.submit(waiting.request)
-    for _ in range(30):
-        stepper.step()
-        time.sleep(0.002)  # its adapter is read meanwhile
+    stepper.step_while_adapters_load()
     assert waiting.request.request_id not in answers.tokens
     stepper.abort(running.request.request_id)
     before = stepper.stats.num_steps

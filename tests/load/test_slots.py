@@ -38,9 +38,7 @@ def test_an_aborted_request_that_never_ran_keeps_no_slot(world: SignedWorld) -> 
     stepper.submit(running.request)
     stepper.step()
     stepper.submit(waiting.request)
-    for _ in range(30):
-        stepper.step()
-        time.sleep(0.002)  # its adapter is read meanwhile
+    stepper.step_while_adapters_load()
     stepper.submit(gone.request)
     stepper.step()
     aborted_at_s = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atoll.config.fleet import QuantizationConfig
-from atoll.kernels.linear import pack_module
+from atoll.kernels.linear import pack_modules
 from atoll.model.load import load_base
 
 
@@ -25,7 +25,7 @@ def test_one_arithmetic_for_training_and_serving(tiny_base_folder: Path, bits: A
         base.model.eval()
         with torch.no_grad():
             expected = layer(x)
-            served = pack_module(layer)(x)
+            served = pack_modules([layer])(x)
         base.model.train()
         trained = layer(x.requires_grad_())
         assert torch.equal(trained, expected)

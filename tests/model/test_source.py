@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from gguf import GGUFWriter, TokenType
+from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -189,33 +189,13 @@ def write_tiny_gguf(path: Path, *, pre: str = "smollm") -> None:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_chat_template(tokenizer.chat_template)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
-        writer.add_tensor(gguf_name(name), gguf_order(name, tensor, config).numpy())
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), gguf_order(name, tensor, config).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def gguf_name(name: str) -> str:
-    parts = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-        "model.layers": "blk",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    for theirs, ggml in parts.items():
-        name = name.replace(theirs, ggml)
-    return name
 
 
 def gguf_order(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:

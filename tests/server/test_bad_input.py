@@ -194,7 +194,7 @@ def test_unknown_adapters(client: httpx.Client, model: str) -> None:
         ("GET", "/v1/nothing", 404),
         ("PUT", LORAX, 405),
         ("DELETE", CHAT, 405),
-        ("GET", "/docs", 404),
+        ("GET", "/redoc", 404),
     ],
 )
 def test_other_addresses_and_methods(client: httpx.Client, method: str, path: str, status: int) -> None:

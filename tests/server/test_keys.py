@@ -22,6 +22,7 @@ from atoll.server.keys.ring import KeyRing
 from atoll.server.keys.tables import METADATA
 from support.postgres import Postgres, running_postgres
 from support.servers import wait_until
+from support.together import run_together
 
 WHOLE = NewKey(
     name="the shop",
@@ -142,11 +143,7 @@ def test_servers_that_start_at_once_make_one_database(address: str) -> None:
         ids.append(database.id)
         database.close()
 
-    threads = [threading.Thread(target=open_it) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_together(open_it, 4)
     assert len(ids) == 4
     assert len(set(ids)) == 1
 

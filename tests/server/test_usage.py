@@ -20,6 +20,7 @@ from atoll.server.keys.keys import KeyStore, NewKey
 from atoll.server.keys.usage import MAX_ADAPTER_CHARS, Sums, UsageStore, line_of, sums_of
 from atoll.server.meter import Spent
 from support.postgres import Postgres, running_postgres
+from support.together import run_together
 
 NUM_TOKENS = 3
 
@@ -200,11 +201,7 @@ def test_many_servers_in_one_folder_count_everything_once(tmp_path: Path, postgr
             failures.append(error)
         database.close()
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_together(run, 4)
     assert failures == []
     database = Database(url)
     assert num_requests(UsageStore(database)) == 4 * 30 * 5

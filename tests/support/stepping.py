@@ -42,6 +42,12 @@ class Stepper:
             self._loaded.wait(0.02)
         raise TimeoutError("nothing to compute")
 
+    def step_while_adapters_load(self) -> None:
+        """Thirty batches, slowly enough for an adapter to be read meanwhile."""
+        for _ in range(30):
+            self.step()
+            time.sleep(0.002)
+
     def run(self) -> None:
         """Step until every request has ended."""
         while self._core.has_requests:

@@ -113,7 +113,7 @@ class LinearGroup(nn.Module):
     layers: siblings of equal in_features, as the bank made them; their outputs stand side by side in that order.
     bits: None for the siblings' own weights (bitsandbytes modules keep theirs), 8 to quantise dense ones.
     drop_weights: give back the siblings' dense weights once they are packed; the siblings themselves then raise
-    RuntimeError when called. `out_sizes`: the width of each sibling's part; `num_bytes`: of the packed base weights.
+    RuntimeError when called. `out_sizes`: the width of each sibling's part.
     """
 
     def __init__(
@@ -124,7 +124,6 @@ class LinearGroup(nn.Module):
         self.out_sizes = tuple(layer.out_features for layer in layers)
         self.out_features = sum(self.out_sizes)
         self._base = pack_modules([layer.base for layer in layers], bits=bits)
-        self.num_bytes = self._base.num_bytes
         self._scope = layers[0].scope
         self._table = LoraTable(
             self._scope.num_slots,

@@ -98,7 +98,7 @@ class FairQueue:
 
     def rank_in_tenant(self, flow: Flow) -> tuple[int, Rank]:
         """The order of one tenant's flows: by the priority of their most urgent request, then by their shares."""
-        urgent = min(state.request.priority for line in (flow.waiting[:1], flow.running) for state in line)
+        urgent = min((state.request.priority for line in (flow.waiting[:1], flow.running) for state in line), default=0)
         return urgent, flow.tenant.flows.rank(flow, self._places_of_tenant())
 
     def is_heavy(self, flow: Flow) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class PackedLinear(Protocol):
@@ -47,11 +47,6 @@ def pack_linear(weight: Tensor, bias: Tensor | None, *, bits: int | None = None)
     from atoll.kernels.cpu.linear import DenseLinear
 
     return DenseLinear(weight, bias)
-
-
-def pack_module(module: nn.Module, *, bits: int | None = None) -> PackedLinear:
-    """`pack_modules` of one."""
-    return pack_modules([module], bits=bits)
 
 
 def pack_modules(modules: Sequence[Any], *, bits: int | None = None) -> PackedLinear:

@@ -30,6 +30,15 @@ from atoll.log import get_logger
 
 logger = get_logger(__name__)
 
+COMMON_STATUSES = {
+    401: "No key, or an unknown one",
+    403: "The key may not do this",
+    408: "The body did not come in time",
+    413: "The body is too large",
+    429: "The server is overloaded, or the key's limit is reached",
+}
+"""Errors that both dialects answer alike, for the OpenAPI schema."""
+
 _CLIENT_CLOSED_REQUEST = 499
 
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from atoll.server.errors import COMMON_STATUSES
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", protected_namespaces=())
@@ -128,14 +130,9 @@ class LoraxError(_Part):
     error_type: str
 
 
-_ERRORS = {
-    401: "No key, or an unknown one",
-    403: "The key may not do this",
-    408: "The body did not come in time",
-    413: "The body is too large",
+_ERRORS = COMMON_STATUSES | {
     422: "The request is not valid",
     424: "The adapter cannot be used",
-    429: "The server is overloaded, or the key's limit is reached",
     500: "The server failed, or is stopping",
     503: "The server cannot answer at the moment",
 }

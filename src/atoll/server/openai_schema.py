@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from atoll.server.errors import COMMON_STATUSES
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", protected_namespaces=())
@@ -273,14 +275,9 @@ class ResponseAnswer(_Part):
     truncation: Literal["disabled"]
 
 
-_ERRORS = {
+_ERRORS = COMMON_STATUSES | {
     400: "The request is not valid, or does not fit the model",
-    401: "No key, or an unknown one",
-    403: "The key may not do this",
     404: "There is no such model",
-    408: "The body did not come in time",
-    413: "The body is too large",
-    429: "The server is overloaded, or the key's limit is reached",
     500: "The server failed",
     503: "The server is stopping, or something that it needs is gone for now",
 }

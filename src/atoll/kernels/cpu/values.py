@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 
 # Sums may be taken in another order and multiplications fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
+_COMPILED_ONLY = "numba compiles this into kernels; Python cannot call it"
 
 
 def as_numpy(tensor: Tensor) -> Array:
@@ -27,12 +28,12 @@ def as_numpy(tensor: Tensor) -> Array:
 
 def to_float32(value: Any) -> Any:
     """A float32, or a bfloat16 held as uint16, as float32; for kernels."""
-    raise NotImplementedError
+    raise RuntimeError(_COMPILED_ONLY)
 
 
 def like(value: Any, example: Any) -> Any:
     """A float32 in the type of `example`, rounded to the nearest even bfloat16 where that is uint16; for kernels."""
-    raise NotImplementedError
+    raise RuntimeError(_COMPILED_ONLY)
 
 
 @overload(to_float32)
@@ -66,17 +67,17 @@ def begin_sum(row: Any, scratch: Any) -> None:
 
     Float32 is summed in place. Where the row is bfloat16 the sum grows in `scratch` until `end_sum`.
     """
-    raise NotImplementedError
+    raise RuntimeError(_COMPILED_ONLY)
 
 
 def running_sum(row: Any, scratch: Any) -> Any:
     """The float32 array to add to between `begin_sum` and `end_sum`."""
-    raise NotImplementedError
+    raise RuntimeError(_COMPILED_ONLY)
 
 
 def end_sum(row: Any, scratch: Any) -> None:
     """Put the sum into `row`."""
-    raise NotImplementedError
+    raise RuntimeError(_COMPILED_ONLY)
 
 
 @overload(begin_sum)

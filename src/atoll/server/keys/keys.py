@@ -17,7 +17,6 @@ from atoll.server.caller import Caller, Scope
 from atoll.server.keys.database import Database
 from atoll.server.keys.tables import ABOUT, KEYS
 
-SCOPES: tuple[Scope, ...] = ("use", "admin")
 MAX_KEY_CHARS = 128
 MAX_ADAPTERS = 100
 MAX_PATTERN_CHARS = 200
