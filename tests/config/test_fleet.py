@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from atoll.config.fleet import FleetConfig, LoraConfig, auto_learning_rate
 from atoll.config.load import load_fleet
+from atoll.errors import UsageError
 
 SHORTEST = """\
 base_model: smollm2-135m-instruct
@@ -98,3 +99,13 @@ def test_auto_learning_rate_falls_with_size() -> None:
     assert auto_learning_rate(round((2e8 * 7e9) ** 0.5)) == pytest.approx((1e-3 * 2e-4) ** 0.5, rel=1e-6)
     rates = [auto_learning_rate(n) for n in (1, 10**8, 5 * 10**8, 10**9, 3 * 10**9, 10**10)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_a_part_of_a_fleet(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, SHORTEST))
+    assert [member.name for member in fleet.only(["tickets"]).members()] == ["tickets"]
+    assert list(fleet.only(["tickets", "sentiment"]).adapters) == ["sentiment", "tickets"]
+    with pytest.raises(UsageError, match="did you mean tickets"):
+        fleet.only(["ticket"])
+    with pytest.raises(UsageError, match="named twice"):
+        fleet.only(["tickets", "tickets"])

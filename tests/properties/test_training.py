@@ -42,7 +42,7 @@ def random_split(seed: int, size: int) -> TokenizedSplit:
     for _ in range(size):
         prompt, completion = rng.randint(1, 30), rng.randint(1, 8)
         examples.append(TokenizedExample(tuple(rng.randint(3, 400) for _ in range(prompt + completion)), prompt))
-    return TokenizedSplit(tuple(examples), 0)
+    return TokenizedSplit(tuple(examples))
 
 
 def job(name: str, seed: int, *, size: int = 21, adapter: LoraConfig | None = None, **trainer: Any) -> TrainingJob:

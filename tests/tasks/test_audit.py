@@ -90,6 +90,13 @@ def test_limits_count_what_is_used() -> None:
     assert audit({"train": plain(30), "test": plain(30)[5:15]}, DataConfig(limit=10)).splits[1].num_leaked == 5
 
 
+def test_a_token_limit_counts_what_is_used() -> None:
+    whole = audit({"train": plain(30)})
+    found = audit({"train": plain(30)}, DataConfig(max_tokens=whole.tokens.num_tokens // 2))
+    assert 0 < found.splits[0].num_used < 30
+    assert found.tokens.num_tokens <= whole.tokens.num_tokens // 2
+
+
 def test_empty_fields() -> None:
     found = audit({"train": [*plain(5), *examples((" ", "good"), ("x", ""))]})
     assert found.splits[0].num_empty == {"text": 1, "label": 1}

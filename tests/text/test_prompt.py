@@ -8,7 +8,7 @@ import pytest
 
 from atoll.config.task import PromptConfig
 from atoll.errors import ConfigError, DataError, Incompatible
-from atoll.text.prompt import PromptRenderer, encode_chat, encode_text, length_limit, percentile
+from atoll.text.prompt import PromptRenderer, encode_chat, encode_text, length_limit, num_within, percentile
 from support.tokenizers import CHAT_TEMPLATES, make_kind
 
 TEMPLATE = "Classify the text.\nText: {text}\nNote: {note}\nLabel:"
@@ -235,3 +235,12 @@ def test_percentile_is_one_of_the_values() -> None:
     assert percentile([5], 0.95) == 5
     assert percentile(range(1, 101), 0.5) == 50
     assert percentile([3, 1, 2], 1.0) == 3
+
+
+def test_a_token_limit_keeps_the_first_examples_below_it() -> None:
+    assert num_within([3, 4, 5], None) == 3
+    assert num_within([3, 4, 5], 12) == 3
+    assert num_within([3, 4, 5], 11) == 2
+    assert num_within([3, 4, 5], 6) == 1
+    assert num_within([3, 4, 5], 1) == 1  # training needs an example
+    assert num_within([], 1) == 0

@@ -25,6 +25,7 @@ def tune(
         Path | None, typer.Option(help="Folder with <task>/<split>.jsonl.gz (or .csv, .parquet) to read instead.")
     ] = None,
     store: Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="Where finished adapters go.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="Only this adapter; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
@@ -37,6 +38,8 @@ def tune(
     from atoll.training.tune import TuneRun
 
     config = load_fleet(fleet)
+    if adapter:
+        config = config.only(adapter)
     run_folder = Path(config.output or Path("runs") / fleet.stem)
     with _display(as_json) as report:
         run = TuneRun(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
 from atoll.config.base import ConfigModel, Name, Strings, Text, expected
+from atoll.config.explain import did_you_mean
+from atoll.errors import UsageError
 
 _Section = TypeVar("_Section", bound=ConfigModel)
 
@@ -96,6 +99,8 @@ class DataConfig(ConfigModel):
 
     limit: int | None = Field(default=None, gt=0)
     """The most training examples; null takes all."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """The most tokens in one epoch, and so what an epoch may cost: takes as many examples as stay below it."""
     validation_limit: int | None = Field(default=200, gt=0)
     """The most validation examples; null takes all."""
     seed: int = Field(default=0, ge=0)
@@ -147,6 +152,19 @@ class FleetConfig(ConfigModel):
     """Which examples all adapters use."""
     output: Text | None = None
     """The folder of the run, relative to the current one; `runs/<name of the fleet file>` unless given."""
+
+    def only(self, names: Sequence[str]) -> FleetConfig:
+        """The same fleet with these adapters only, in the file's order. Raises UsageError for a wrong name."""
+        for index, name in enumerate(names):
+            if name not in self.adapters:
+                close = did_you_mean(name, self.adapters)
+                mend = f"did you mean {close}?" if close else f"its adapters are {', '.join(self.adapters)}"
+                raise UsageError(f"the fleet has no adapter {name!r}", where="--adapter", mend=mend)
+            if name in names[:index]:
+                raise UsageError(
+                    f"the adapter {name!r} is named twice", where="--adapter", mend="name each adapter once"
+                )
+        return self.model_copy(update={"adapters": {name: e for name, e in self.adapters.items() if name in names}})
 
     def members(self) -> tuple[FleetMember, ...]:
         """The adapters in the file's order, each with the fleet-wide sections under its own."""

@@ -8,11 +8,10 @@ from pathlib import Path
 from atoll.adapters.contract import AdapterContract
 from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.store import AdapterStore, StoredAdapter
-from atoll.config.explain import did_you_mean
 from atoll.config.fleet import FleetConfig, FleetMember
 from atoll.config.task import TaskConfig
 from atoll.engine import EngineConfig, build_engine
-from atoll.errors import AdapterNotFound, Incompatible, UsageError
+from atoll.errors import AdapterNotFound, Incompatible
 from atoll.evaluation.card import update_cards
 from atoll.evaluation.report import write_report
 from atoll.evaluation.results import Results
@@ -76,19 +75,11 @@ def evaluate_fleet(
 
 
 def _select(config: FleetConfig, adapter_ids: Sequence[str]) -> list[tuple[FleetMember, str]]:
-    """The wanted members with their adapter ids. Raises UsageError for a name that the fleet does not have."""
-    members = {member.name: member for member in config.members()}
-    selected: dict[str, str] = {}
-    for adapter_id in adapter_ids or members:
-        name = adapter_id.partition("@")[0]
-        if name not in members:
-            close = did_you_mean(name, members)
-            mend = f"did you mean {close}?" if close else f"its adapters are {', '.join(members)}"
-            raise UsageError(f"the fleet has no adapter {name!r}", where="--adapter", mend=mend)
-        if name in selected:
-            raise UsageError(f"the adapter {name!r} is named twice", where="--adapter", mend="name each adapter once")
-        selected[name] = adapter_id
-    return [(members[name], adapter_id) for name, adapter_id in selected.items()]
+    """The wanted members with their adapter ids, all of them unless some are named."""
+    ids = {adapter_id.partition("@")[0]: adapter_id for adapter_id in adapter_ids}
+    names = [adapter_id.partition("@")[0] for adapter_id in adapter_ids]
+    members = config.only(names).members() if names else config.members()
+    return [(member, ids.get(member.name, member.name)) for member in members]
 
 
 def _member(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from atoll.config.fleet import DataConfig
 from atoll.config.task import TaskConfig
 from atoll.tasks.dataset import Example, Split
-from atoll.text.prompt import PromptRenderer, RenderedExample, length_limit, percentile
+from atoll.text.prompt import PromptRenderer, RenderedExample, length_limit, num_within, percentile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,9 +107,11 @@ def audit_task(
         example if len(example.ids) <= limit else limited.supervised(row)
         for example, row in zip(whole, train, strict=True)
     ]
+    count = num_within([len(example.ids) for example in rendered], data.max_tokens)
+    train, whole, rendered = train[:count], whole[:count], rendered[:count]
     validation = [limited.supervised(e.row) for e in splits.get("validation", [])[: data.validation_limit]]
     tokens = _token_audit(whole, rendered, limit, task.generation.max_new_tokens)
-    counted = _split_audits(task, splits, {"train": data.limit, "validation": data.validation_limit})
+    counted = _split_audits(task, splits, {"train": count, "validation": data.validation_limit})
     targets = Counter(row[task.target_column] for row in train)
     labels = dict(targets.most_common()) if task.labels or len(targets) <= _MAX_CLASSES else {}
     order = sorted(range(len(whole)), key=lambda index: len(whole[index].ids))

@@ -7,6 +7,7 @@ first: prompt ids, then the completion's ids, then the token that ends an answer
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,13 @@ def length_limit(
         if length > limit:
             limit = max(limit, length - max(0, renderer.num_column_tokens(row) - _MIN_COLUMN_TOKENS))
     return min(limit, model_max_length)
+
+
+def num_within(lengths: Sequence[int], max_tokens: int | None) -> int:
+    """How many examples from the first on have at most `max_tokens` tokens in all; one at least, where there is one."""
+    if max_tokens is None:
+        return len(lengths)
+    return max(min(1, len(lengths)), bisect.bisect_right(list(itertools.accumulate(lengths)), max_tokens))
 
 
 def percentile(values: Iterable[int], share: float) -> int:

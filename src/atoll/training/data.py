@@ -7,15 +7,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.text.prompt import PromptRenderer, RenderedExample
+from atoll.text.prompt import PromptRenderer, num_within
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """ids: prompt, completion and end token. The loss is on ids[num_prompt_tokens:]."""
+    """ids: prompt, completion and end token. The loss is on ids[num_prompt_tokens:]. is_cut: a column did not fit."""
 
     ids: tuple[int, ...]
     num_prompt_tokens: int
+    is_cut: bool = False
 
     @property
     def num_targets(self) -> int:
@@ -24,21 +25,31 @@ class TokenizedExample:
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """A split as tokens, and how many of its prompts were cut to the length limit."""
+    """A split as tokens."""
 
     examples: tuple[TokenizedExample, ...]
-    num_cut: int
+
+    @property
+    def num_cut(self) -> int:
+        """Examples whose prompts were cut to the length limit."""
+        return sum(example.is_cut for example in self.examples)
 
     @property
     def num_tokens(self) -> int:
         return sum(len(example.ids) for example in self.examples)
 
+    def within(self, max_tokens: int | None) -> TokenizedSplit:
+        """The first examples, as many as have at most `max_tokens` tokens in all."""
+        count = num_within([len(example.ids) for example in self.examples], max_tokens)
+        return TokenizedSplit(self.examples[:count])
+
 
 def tokenize(rows: Sequence[Mapping[str, str]], renderer: PromptRenderer) -> TokenizedSplit:
     """Render every row for supervision. Raises DataError for a row whose instruction and answer alone do not fit."""
-    rendered: list[RenderedExample] = [renderer.supervised(row) for row in rows]
-    examples = tuple(TokenizedExample(tuple(item.ids), item.num_prompt_tokens) for item in rendered)
-    return TokenizedSplit(examples, sum(item.num_cut_tokens > 0 for item in rendered))
+    rendered = [renderer.supervised(row) for row in rows]
+    return TokenizedSplit(
+        tuple(TokenizedExample(tuple(item.ids), item.num_prompt_tokens, item.num_cut_tokens > 0) for item in rendered)
+    )
 
 
 class ExampleOrder:

@@ -135,17 +135,18 @@ class TuneRun:
             renderer(None), _rows(train), max_length=data.max_length, model_max_length=base.max_length
         )
         limited = renderer(max_length)
+        tokenized = tokenize(_rows(train), limited).within(data.max_tokens)
         prepared = Prepared(
-            member, task, limited, max_length, tokenize(_rows(train), limited),
+            member, task, limited, max_length, tokenized,
             tokenize(_rows(validation), limited) if validation else None,
-            data_digest(train), data_digest(validation) if validation else None,
+            data_digest(train[: len(tokenized.examples)]), data_digest(validation) if validation else None,
         )  # fmt: skip
         self._report(
             {
                 "event": "data",
                 "adapter": member.name,
                 "task": task.name,
-                "num_examples": len(train),
+                "num_examples": len(tokenized.examples),
                 "num_validation": len(validation),
                 "num_tokens": prepared.train.num_tokens,
                 "max_length": max_length,
