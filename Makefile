@@ -7,7 +7,7 @@
 export TORCH_INDEX PYTHON
 
 BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-frontend bench-overload bench-gpu
-.PHONY: help setup demo test nightly check bench lock $(BENCHES) bench-soak
+.PHONY: help setup demo test nightly check docs bench lock $(BENCHES) bench-soak
 
 help:
 	@echo "make setup   make .venv with the atoll command"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make nightly the tests under load at full size (half an hour), then half an hour of load"
 	@echo "make check   format, lint, types, floors and the fast tests"
+	@echo "make docs    build the documentation site in build/site"
 	@echo "make bench   measure everything (hours; bench/README.md says what); make bench-serve measures one part"
 	@echo "make lock    pin the dependencies of pyproject.toml in requirements.lock"
 
@@ -35,6 +36,10 @@ nightly: setup
 
 check: setup
 	@scripts/check
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	@echo "the site: build/site/index.html"
 
 bench: setup $(BENCHES)
 

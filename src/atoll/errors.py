@@ -97,6 +97,14 @@ class AdapterInvalid(Incompatible):
     code = "adapter_invalid"
 
 
+class OverBudget(AtollError):
+    """To go on could cost more than the user allows."""
+
+    exit_code = 6
+    http_status = 402
+    code = "over_budget"
+
+
 class Overloaded(AtollError):
     """The queue is full; try again later."""
 

@@ -13,8 +13,9 @@ import typer
 from typer.testing import CliRunner
 
 from atoll.cli.eval import evaluate
-from atoll.errors import AdapterNotFound, ConfigError, DataError, UsageError
+from atoll.errors import AdapterNotFound, ConfigError, DataError, OverBudget, UsageError
 from support.fleets import FleetOnDisk, make_fleet
+from support.providers import fake_provider
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,10 @@ def test_the_table_and_the_files(fleet: FleetOnDisk, capsys: pytest.CaptureFixtu
         assert text in captured.out
     assert "\x1b" not in captured.out
     folder = fleet.folder / "run" / "eval"
-    assert f"report: {folder / 'report.md'}" in captured.out
+    assert f"report: {folder / 'report.html'}" in captured.out
     assert "12 answers: 0%" in captured.err
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert names == [
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names >= {
         "raw/colors/adapter.jsonl",
         "raw/colors/base.jsonl",
         "raw/run.json",
@@ -50,7 +51,7 @@ def test_the_table_and_the_files(fleet: FleetOnDisk, capsys: pytest.CaptureFixtu
         "report.md",
         "results.json",
         "scores.svg",
-    ]
+    }
 
 
 def test_json_is_the_results_and_nothing_else(
@@ -81,7 +82,64 @@ def test_a_fleet_or_data_that_cannot_be_read(fleet: FleetOnDisk, tmp_path: Path)
     assert not (tmp_path / "eval").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--limit", "0"], ["--seed", "-1"], ["--limit", "many"]])
+def test_a_second_run_asks_nothing_and_says_the_same(
+    fleet: FleetOnDisk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(fleet, limit=2, output=tmp_path, adapter=["colors"])
+    first = capsys.readouterr()
+    call(fleet, limit=2, output=tmp_path, adapter=["colors"])
+    second = capsys.readouterr()
+    assert "4 answers: 0%" in first.err
+    assert "0 answers: 0%" in second.err
+    assert second.out.splitlines()[:4] == first.out.splitlines()[:4]
+
+
+def test_a_remote_contender_s_cost_is_shown_while_it_grows(
+    fleet: FleetOnDisk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ATOLL_REMOTE_KEY", raising=False)
+    price = {"usd_per_million_input": 1.0, "usd_per_million_output": 10.0}
+    with fake_provider() as provider:
+        against = [f"{provider.url}#m"]
+        call(fleet, limit=2, output=tmp_path, adapter=["colors"], against=against, **price)
+    captured = capsys.readouterr()
+    assert "2 answers · $0.0000: 0%" in captured.err
+    contenders = json.loads((tmp_path / "raw" / "run.json").read_text())["members"][0]["contenders"]
+    assert contenders[-1]["cost_usd"] == pytest.approx(2 * 50 / 1e6)
+
+
+def test_a_cap_that_is_reached_is_an_error_of_its_own(fleet: FleetOnDisk, tmp_path: Path) -> None:
+    price = {"usd_per_million_input": 1e6, "usd_per_million_output": 1e6}
+    with fake_provider() as provider, pytest.raises(OverBudget) as caught:
+        call(fleet, output=tmp_path, against=[f"{provider.url}#m"], max_usd=1.0, **price)
+    assert provider.asked == []
+    assert caught.value.exit_code == 6
+    assert "raise --max-usd and run again" in str(caught.value)
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"against": ["gpt-4o"]}, "is no contender"),
+        ({"against": ["openai:gpt-4o"]}, "no key for openai:gpt-4o"),
+        ({"against": ["http://host/v1#m"], "max_usd": 1.0}, "no price is known for m"),
+        ({"usd_per_million_input": 1.0}, "half a price"),
+        ({"max_usd": float("nan")}, "no finite number"),
+    ],
+)
+def test_contenders_that_cannot_be_asked_are_refused_before_anything_is_loaded(
+    fleet: FleetOnDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UsageError, match=said):
+        call(fleet, output=tmp_path / "eval", **options)
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--limit", "0"], ["--seed", "-1"], ["--limit", "many"], ["--concurrency", "0"], ["--max-usd", "-1"]]
+)
 def test_numbers_out_of_range_are_usage_errors(fleet: FleetOnDisk, arguments: list[str]) -> None:
     app = typer.Typer()
     app.command()(evaluate)

@@ -18,7 +18,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from atoll.cli.main import app, main
-from atoll.cli.ps import _plain, _view
+from atoll.cli.output import plain
+from atoll.cli.ps import _view
 from atoll.server.keys.accounts import Accounts
 from atoll.server.keys.database import Database, database_url
 from atoll.server.keys.keys import KeyStore, NewKey
@@ -118,4 +119,4 @@ def test_names_cannot_steer_the_terminal(served: Served) -> None:
     text = console.export_text()
     assert "evil?[2J??[red]" in text
     assert "\x1b" not in text
-    assert _plain("plain äß") == "plain äß"
+    assert plain("plain äß") == "plain äß"

@@ -11,7 +11,7 @@ from atoll.config.task import PublishedScores
 from atoll.evaluation.outputs import ADAPTER, BASE
 from atoll.evaluation.plot import scores_svg
 from atoll.evaluation.report import markdown, summary_lines, terminal_table
-from atoll.evaluation.results import example_statistics
+from atoll.evaluation.scores import example_statistics
 from atoll.tasks.metrics import METRICS
 from support.answers import make_results, output, outputs, record
 
@@ -89,8 +89,8 @@ def test_published_scores_are_held_against_their_own_measure() -> None:
     scored = make_results((both, rambling, rambling)).members[0]
     assert scored.primary.scores[ADAPTER].value == 0.0
     assert [(c.contender, c.metric, c.verdict) for c in scored.published_comparisons] == [
-        ("mistral_7b", "accuracy_flex_as_published", "beats"),
         ("gpt_4", "accuracy_flex_as_published", "beats"),
+        ("mistral_7b", "accuracy_flex_as_published", "beats"),
     ]
     other = record(metrics=("exact_match",), published=published)
     assert make_results((other, rambling, rambling)).members[0].published_comparisons == ()
@@ -129,7 +129,7 @@ def test_without_published_scores_nothing_is_said_of_them() -> None:
 
 
 def test_text_from_outside_does_not_break_the_report() -> None:
-    failed = [output("", "yes", 0, error="line | one\n# two"), *outputs(9, 9)]
+    failed = [*outputs(9, 9), output("", "yes", 9, error="line | one\n# two")]
     results = make_results((record(), outputs(0, 10), failed), fleet="a|b\n# c [red]")
     text = markdown(results)
     assert "\n# two" not in text

@@ -114,7 +114,8 @@ def test_the_report_is_the_same_bytes_from_raw_answers_alone(fleet: FleetOnDisk,
 
 
 def test_the_same_seed_gives_the_same_answers_and_scores(fleet: FleetOnDisk, results: Results, tmp_path: Path) -> None:
-    assert evaluate(fleet, tmp_path).members == results.members
+    again = [member.model_copy(update={"contenders": ()}) for member in evaluate(fleet, tmp_path).members]
+    assert again == [member.model_copy(update={"contenders": ()}) for member in results.members]
 
 
 def test_a_limit_and_a_revision_are_kept_to(fleet: FleetOnDisk, results: Results, tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_a_changed_prompt_is_noted_and_the_tuned_one_used(tmp_path: Path) -> Non
     fleet.publish("colors", prompt=other)
     first = evaluate(fleet, tmp_path / "first", "colors@1")
     second = evaluate(fleet, tmp_path / "second", "colors@2")
-    assert first.run.members[0].notes == ()
-    assert "prompt has changed" in second.run.members[0].notes[0]
+    assert not any("prompt has changed" in note for note in first.run.members[0].notes)
+    assert any("prompt has changed" in note for note in second.run.members[0].notes)
     digests = [answers(tmp_path / name)["colors"][BASE][0].prompt_digest for name in ("first", "second")]
     assert digests[0] != digests[1]

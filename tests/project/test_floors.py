@@ -65,7 +65,7 @@ def test_functions_are_short() -> None:
 
 def test_what_is_imported_is_declared(pyproject: dict[str, Any]) -> None:
     project = pyproject["project"]
-    extras = [project["optional-dependencies"][extra] for extra in ("postgres", "s3", "tracing")]
+    extras = [project["optional-dependencies"][extra] for extra in ("notebook", "postgres", "s3", "tracing")]
     normal = {canonical(requirement) for listed in (project["dependencies"], *extras) for requirement in listed}
     # pydantic pins its own core exactly, and gives no other way to its errors; PyTorch's CUDA builds bring triton.
     normal |= {"pydantic-core", "triton"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ from atoll.server.app import create_app
 from atoll.server.keys.guard import USE_PATHS
 from atoll.server.keys.hosts import HostRule
 from atoll.server.keys.keys import KeyLimits, NewKey
+from atoll.server.ui.door import Door
 from support.guarded import Guarded, guarded_server
 from support.servers import serving, wait_until
 from support.stub import StubEngine, empty_catalog
 
 ADMIN_PATHS = {"/metrics", "/atoll/state", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
 PUBLIC_PATHS = {"/health", "/health/live", "/health/ready"}
+# The page's login, and files without secrets. Addresses of its parameters have an x in their place.
+OPEN_UI_PATHS = {"/ui/login", "/ui/static/x/x"}
+ADMIN_UI_PREFIXES = ("/ui/admin/", "/ui/operations")
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 HOSTS = ["localhost", "127.0.0.1", "evil.example", "a@localhost", "localhost/../health", "127.0.0.1/health", "[::1"]
 ASK = {"inputs": "Hello", "parameters": {"max_new_tokens": 2}}
@@ -66,12 +71,21 @@ def raw_status(url: str, method: str, target: str, headers: dict[str, str]) -> i
         connection.close()
 
 
+def routed(routes: list[Any]) -> set[str]:
+    """The paths of routes, of those in routers too."""
+    found: set[str] = set()
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        prefix = route.include_context.prefix if inner is not None else ""
+        found |= {prefix + path for path in routed(inner.routes)} if inner is not None else {route.path}
+    return found
+
+
 def all_paths(guarded: Guarded) -> list[str]:
     """Of every route, with something in the place of parameters."""
-    paths = set(guarded.app.openapi()["paths"])
-    paths |= {route.path for route in guarded.app.routes if hasattr(route, "path")}
-    assert {"/", "/generate", "/v1/completions", "/openapi.json", "/metrics"} <= paths
-    return sorted(path.replace("{model_id}", "base") for path in paths)
+    paths = set(guarded.app.openapi()["paths"]) | routed(guarded.app.routes)
+    assert {"/", "/generate", "/v1/completions", "/openapi.json", "/metrics", "/ui/try", "/ui/login"} <= paths
+    return sorted(re.sub(r"\{[^}]*\}", "x", path.replace("{model_id}", "base")) for path in paths)
 
 
 def disguises(path: str) -> list[str]:
@@ -108,12 +122,12 @@ def test_no_route_answers_without_a_valid_key(guarded: Guarded) -> None:
     intruders = [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic YTpi"}, revoked, expired]
     let_in = []
     for path in all_paths(guarded):
-        if path in PUBLIC_PATHS:
+        if path in PUBLIC_PATHS | OPEN_UI_PATHS:
             continue
         for target in disguises(path):
-            for number, headers in enumerate(intruders):
+            for number, headers in enumerate(intruders[:2] if path.startswith("/ui/") else intruders):
                 # All pairs would be tens of thousands; every method meets every disguise, every host every path.
-                for method in METHODS if number == 0 else ("GET", "POST"):
+                for method in METHODS if number == 0 and not path.startswith("/ui/") else ("GET", "POST"):
                     host = HOSTS[(len(target) + number + METHODS.index(method)) % len(HOSTS)]
                     status = raw_status(guarded.url, method, target, {"Host": host, **headers})
                     if status not in (400, 401):
@@ -131,9 +145,26 @@ def test_health_alone_is_for_everybody(guarded: Guarded) -> None:
 
 
 def test_every_route_is_for_use_or_known_to_be_for_admins(guarded: Guarded) -> None:
-    paths = set(all_paths(guarded)) - PUBLIC_PATHS
-    for_use = {path for path in paths if path in USE_PATHS or path.startswith("/v1/models/")}
-    assert paths - for_use <= ADMIN_PATHS
+    paths = set(all_paths(guarded)) - PUBLIC_PATHS - OPEN_UI_PATHS
+    door = Door()
+    for_use = {path for path in paths if path in USE_PATHS or path.startswith("/v1/models/") or door.is_for_use(path)}
+    rest = {path for path in paths - for_use if not path.startswith(ADMIN_UI_PREFIXES)}
+    assert rest <= ADMIN_PATHS | {"/ui/x"}  # the last one: all addresses below /ui that do not exist
+
+
+def test_the_pages_open_addresses_lead_to_nothing_else(guarded: Guarded) -> None:
+    for path in all_paths(guarded):
+        name = path.lstrip("/")
+        for target in (
+            f"/ui/static/x/..{path}",
+            f"/ui/static/..%2f..%2f{name}",
+            f"/ui/login/..{path}",
+            f"/ui/login%2f..{path}",
+        ):
+            for method in ("GET", "POST"):
+                status = raw_status(guarded.url, method, target, {"Host": "localhost", "Accept": "application/json"})
+                assert status in (400, 401, 404, 405), (method, target)
+    assert guarded.engine.num_submitted == 0
 
 
 def test_scopes_are_kept_apart(guarded: Guarded, use: dict[str, str], admin: dict[str, str]) -> None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from atoll.evaluation.outputs import ADAPTER, BASE, BaseRecord, MemberRecord, Output, RunRecord
-from atoll.evaluation.results import Results, StatisticsRecord, score_member
+from atoll.evaluation.outputs import (
+    ADAPTER,
+    BASE,
+    BaseRecord,
+    ContenderKind,
+    ContenderRecord,
+    Inputs,
+    MemberRecord,
+    Output,
+    RunRecord,
+    write_inputs,
+    write_outputs,
+    write_run,
+)
+from atoll.evaluation.results import Results, StatisticsRecord, example_tables, fleet_claims, score_member
 
 
 def output(prediction: str, reference: str, number: int = 0, error: str | None = None) -> Output:
@@ -49,14 +63,18 @@ def record(name: str = "mood", **fields: Any) -> MemberRecord:
     return MemberRecord.model_validate(defaults | fields)
 
 
-def make_results(*scored: tuple[MemberRecord, Sequence[Output], Sequence[Output]], fleet: str = "tiny") -> Results:
-    run = RunRecord(
+def contender(name: str, kind: ContenderKind, **fields: Any) -> ContenderRecord:
+    return ContenderRecord(name=name, kind=kind, **fields)
+
+
+def run_record(*members: MemberRecord, fleet: str = "tiny") -> RunRecord:
+    return RunRecord(
         created="2026-01-01T00:00:00+00:00",
         fleet=fleet,
-        base=BaseRecord(name="base", digest="sha256:1", num_params=1, dtype="float32", device="cpu"),
+        base=BaseRecord(name="base", digest="sha256:1", num_params=135_000_000, dtype="float32", device="cpu"),
         limit=100,
         seed=0,
-        members=tuple(item[0] for item in scored),
+        members=members,
         seconds=1.0,
         num_prompt_tokens=10,
         num_new_tokens=10,
@@ -67,5 +85,40 @@ def make_results(*scored: tuple[MemberRecord, Sequence[Output], Sequence[Output]
         max_num_requests=32,
         versions={"atoll": "0"},
     )
-    members = tuple(score_member(item, {BASE: base, ADAPTER: tuned}, 0) for item, base, tuned in scored)
-    return Results(members=members, statistics=StatisticsRecord(seed=0), run=run)
+
+
+def score_all(*scored: tuple[MemberRecord, Mapping[str, Sequence[Output]]], fleet: str = "tiny") -> Results:
+    """The results of members with any contenders; those beside base and adapter must have their records."""
+    members = tuple(score_member(item, answers, example_tables(item, answers), 0) for item, answers in scored)
+    return Results(
+        members=members,
+        claims=fleet_claims(members),
+        forgetting=None,
+        transfer=None,
+        statistics=StatisticsRecord(seed=0),
+        run=run_record(*(item for item, _ in scored), fleet=fleet),
+    )
+
+
+def make_results(*scored: tuple[MemberRecord, Sequence[Output], Sequence[Output]], fleet: str = "tiny") -> Results:
+    """The results of members with base and adapter alone."""
+    return score_all(*((item, {BASE: base, ADAPTER: tuned}) for item, base, tuned in scored), fleet=fleet)
+
+
+def write_raw(
+    folder: Path,
+    *scored: tuple[MemberRecord, Mapping[str, Sequence[Output]]],
+    inputs: Sequence[Inputs] = (),
+    fleet: str = "tiny",
+) -> RunRecord:
+    """The raw files of a run with these answers; `inputs` are every member's."""
+    members = []
+    for member, answers in scored:
+        digests = write_outputs(folder, member.name, answers)
+        written = {"output_digests": digests}
+        if inputs:
+            written["inputs_digest"] = write_inputs(folder, member.name, inputs)
+        members.append(member.model_copy(update=written))
+    run = run_record(*members, fleet=fleet)
+    write_run(folder, run)
+    return run

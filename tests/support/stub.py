@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from atoll.adapters.catalog import AdapterCatalog
-from atoll.adapters.store import AdapterStore
+from atoll.adapters.store import AdapterStore, StoredAdapter
 from atoll.adapters.tiers import TieredAdapter
 from atoll.engine import EngineStats, ErrorEvent, FinishEvent, Request, TokenEvent
 from atoll.engine.request import Timings
@@ -19,15 +19,17 @@ from atoll.errors import AtollError
 class StubEngine:
     """Gives every request `max_new_tokens` tokens, one after the other, from a thread of its own.
 
-    pause_s: before each token. error: what every request fails with, if anything.
+    pause_s: before each token. error: what every request fails with, if anything. text: of each token.
     """
 
     max_length = 512
 
-    def __init__(self, pause_s: float = 0.0, error: AtollError | None = None) -> None:
+    def __init__(self, pause_s: float = 0.0, error: AtollError | None = None, text: str = "x") -> None:
+        self.text = text
         self.pause_s = pause_s
         self.error = error
         self.num_submitted = 0
+        self.num_aborted = 0
         self._aborted: set[str] = set()
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="stub-engine", daemon=True)
@@ -42,6 +44,13 @@ class StubEngine:
 
     def abort(self, request_id: str) -> None:
         self._aborted.add(request_id)
+        self.num_aborted += 1
+
+    def pin(self, adapter: StoredAdapter) -> None:
+        raise NotImplementedError("this engine holds no adapters")
+
+    def unpin(self, digest: str) -> None:
+        raise NotImplementedError("this engine holds no adapters")
 
     def stats(self) -> EngineStats:
         return EngineStats()
@@ -74,14 +83,14 @@ class StubEngine:
                 time.sleep(self.pause_s)
             if request.request_id in self._aborted:
                 return
-            request.on_event(TokenEvent(request_id=request.request_id, token_id=5, text="x", logprob=-1.0))
+            request.on_event(TokenEvent(request_id=request.request_id, token_id=5, text=self.text, logprob=-1.0))
         total_s = time.perf_counter() - started_s
         request.on_event(
             FinishEvent(
                 request_id=request.request_id,
                 finish_reason="length",
                 stop_reason=None,
-                text="x" * num_tokens,
+                text=self.text * num_tokens,
                 token_ids=(5,) * num_tokens,
                 num_prompt_tokens=len(request.prompt_ids),
                 seed=None,

@@ -18,8 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 from atoll.adapters.store import AdapterStore
+from atoll.cli.tune import stopping
 from atoll.config.load import load_fleet
-from atoll.errors import AtollError, ConfigError
+from atoll.errors import AtollError, ConfigError, UsageError
+from atoll.training.events import read_events
+from atoll.training.quote import kept_quote
+from atoll.training.run_lock import run_lock
 from atoll.training.tune import TuneResult, TuneRun
 
 TASK = """
@@ -69,7 +73,12 @@ def test_the_store_gets_adapters_that_peft_loads(fleet: Path) -> None:
     result = tune(fleet, report=events.append)
     assert result.finished
     assert [adapter.id for adapter in result.adapters] == ["small@1", "large@1"]
-    assert {event["event"] for event in events} == {"base", "data", "plan", "progress", "published"}
+    kinds = ["start", "base", "data", "plan", "quote", "progress", "published", "end"]
+    assert list(dict.fromkeys(event["event"] for event in events)) in (
+        kinds,
+        [*kinds[:4], "progress", "quote", *kinds[6:]],
+    )
+    assert result.bill.cost_usd > 0
     for adapter in result.adapters:
         base: Any = AutoModelForCausalLM.from_pretrained(load_fleet(fleet).base_model, dtype=torch.float32)
         ids = torch.arange(5, 25)[None]
@@ -92,6 +101,62 @@ def test_the_same_run_gives_the_same_bits(fleet: Path) -> None:
     first, second = tune(fleet), tune(fleet)
     for one, two in zip(first.adapters, second.adapters, strict=True):
         assert (one.folder / WEIGHTS_NAME).read_bytes() == (two.folder / WEIGHTS_NAME).read_bytes()
+
+
+def test_another_process_can_follow_a_run_by_its_events(fleet: Path) -> None:
+    events: list[dict[str, Any]] = []
+    result = tune(fleet, report=events.append)
+    kept, _ = read_events(result.run_folder)
+    assert [event for event in events if event["event"] != "progress"] == [
+        event for event in kept if event["event"] != "progress"
+    ]
+    progress = [event for event in kept if event["event"] == "progress"]
+    assert all(event in events for event in progress)
+    assert len({(event["name"], event["step"]) for event in progress}) == len(progress)
+    assert {"grad_norm", "learning_rate", "num_tokens", "seconds", "cost_usd", "time"} <= set(progress[0])
+    times = [event["seconds"] for event in progress]
+    assert times == sorted(times)
+    assert kept[-1]["bill"] == result.bill.model_dump(mode="json")
+    assert all(event["time"] > 1e9 for event in kept)
+
+
+def test_a_run_quotes_itself_from_its_first_passes_and_is_billed_in_the_end(fleet: Path) -> None:
+    result = tune(fleet)
+    assert result.quote is not None
+    assert result.quote.made_from == "first passes"
+    assert kept_quote(result.run_folder, result.quote.fingerprint) == result.quote
+    quoted = {member.name: member.num_train_tokens for member in result.quote.members}
+    assert quoted == {member.name: member.num_tokens for member in result.bill.members}
+    shares = [adapter.contract.training.cost_usd for adapter in result.adapters if adapter.contract.training]
+    assert sum(shares) == pytest.approx(result.bill.cost_usd)
+    again = tune(fleet)
+    assert again.quote == result.quote, "a quote that is there is kept"
+    fleet.write_text(fleet.read_text().replace("epochs: 2", "epochs: 1"))
+    other = tune(fleet)
+    assert other.quote is not None
+    assert other.quote.fingerprint != result.quote.fingerprint
+
+
+def test_two_runs_do_not_share_a_folder(fleet: Path) -> None:
+    with run_lock(fleet.parent / "run"), pytest.raises(UsageError, match="at work"):
+        tune(fleet)
+    assert [path.name for path in (fleet.parent / "run").iterdir()] == ["tune.lock"]
+    assert tune(fleet).finished
+
+
+def test_ctrl_c_before_training_stops_at_once_and_leaves_nothing_to_resume(fleet: Path) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "base":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = load_fleet(fleet)
+    folder = Path(config.output or "")
+    run = TuneRun(config, run_folder=folder, store=AdapterStore(fleet.parent / "store"), report=interrupt)
+    with pytest.raises(KeyboardInterrupt), stopping(run):
+        run.run()
+    assert read_events(folder)[0][-1]["event"] == "failed"
+    assert not list(folder.glob("checkpoint-*"))
+    assert tune(fleet).finished
 
 
 def start(fleet: Path, *options: str) -> subprocess.Popen[str]:
@@ -161,8 +226,15 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(fleet: Path) -> None:
     fleet.write_text(fleet.read_text().replace("r: 5", "r: 6"))
     changed = load_fleet(fleet)
     other = TuneRun(changed, run_folder=Path(changed.output or ""), store=AdapterStore(fleet.parent / "store"))
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match="other settings") as caught:
         other.run(resume=True)
+    assert "`output`" in (caught.value.mend or "")
+    part = TuneRun(
+        changed.only(["large"]), run_folder=Path(changed.output or ""), store=AdapterStore(fleet.parent / "store")
+    )
+    with pytest.raises(ConfigError, match="other settings") as caught:
+        part.run(resume=True)
+    assert "the checkpoint is of small, large, this run of large" in (caught.value.why or "")
 
 
 @pytest.mark.parametrize(

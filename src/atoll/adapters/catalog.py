@@ -65,6 +65,16 @@ class AdapterCatalog:
         self.resolve(name)
         self._unloaded.add(name.partition("@")[0])
 
+    def is_unloaded(self, name: str) -> bool:
+        """Whether an adapter of the store is unknown because somebody has unloaded it."""
+        return name in self._unloaded
+
+    def restore(self, name: str) -> StoredAdapter:
+        """Know an adapter of the store again. Raises AdapterNotFound where it is not in the store."""
+        adapter = self.store.resolve(name)
+        self._unloaded.discard(adapter.name)
+        return adapter
+
     def _local(self, path: str) -> StoredAdapter:
         for root in self._roots:
             if (folder := _find(root, path)) is not None:

@@ -23,8 +23,8 @@ from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, RequestInv
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_KEY = re.compile(r"[A-Za-z0-9._=+@-]{1,128}(?:/[A-Za-z0-9._=+@-]{1,128}){0,15}")
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+KEY = re.compile(r"[A-Za-z0-9._=+@-]{1,128}(?:/[A-Za-z0-9._=+@-]{1,128}){0,15}")
 _BLOCK_BYTES = 4 << 20
 # boto's own retries and region redirects take a few requests; more than that is an outage.
 _MAX_ATTEMPTS = 2
@@ -41,7 +41,7 @@ class S3:
         if not buckets:
             raise UsageError("adapters may come from s3, but no bucket is allowed", mend="name one: --adapter-bucket B")
         self._roots = [root.removeprefix("s3://").strip("/") + "/" for root in buckets]
-        self._files = _file_system(rules, endpoint)
+        self._files = file_system(rules, endpoint)
 
     def look(self, adapter_id: str, token: str | None, budget: Budget) -> Listing:
         """What there is under `bucket/folder`. Raises AdapterNotFound also outside of the allowed buckets."""
@@ -49,7 +49,7 @@ class S3:
             raise RequestInvalid("api_token has no meaning for s3", where="api_token", mend="leave it out")
         path = adapter_id.removeprefix("s3://").rstrip("/")
         bucket, _, key = path.partition("/")
-        if not (_BUCKET.fullmatch(bucket) and _KEY.fullmatch(key)):
+        if not (BUCKET.fullmatch(bucket) and KEY.fullmatch(key)):
             raise RequestInvalid(f"{adapter_id[:80]!r} is not the id of an adapter in s3", mend="write bucket/folder")
         if not any(f"{path}/".startswith(root) for root in self._roots):
             raise AdapterNotFound(f"no adapter {path[:80]!r} in the buckets that adapters may come from")
@@ -63,7 +63,7 @@ class S3:
         """Read the files part by part; a file that changes meanwhile is refused."""
         for name in listing.files:
             with (
-                _explained(),
+                explained(),
                 self._files.open(
                     f"{listing.name}/{name}", "rb", block_size=_BLOCK_BYTES, cache_type="readahead"
                 ) as file,
@@ -78,14 +78,15 @@ class S3:
         for name in (*FILES, "adapter_model.bin"):
             budget.check_time()
             try:
-                with _explained():
+                with explained():
                     found.append((name, str(self._files.info(f"{path}/{name}", refresh=True)["ETag"])))
             except AdapterNotFound:
                 continue
         return found
 
 
-def _file_system(rules: HostRules, endpoint: str | None) -> Any:
+def file_system(rules: HostRules, endpoint: str | None) -> Any:
+    """s3fs, which connects to none but the addresses that the rules allow. Raises UsageError where it is missing."""
     try:
         import fsspec  # type: ignore[import-untyped]
         from aiohttp.abc import AbstractResolver
@@ -133,7 +134,7 @@ def _resolved(host: str, port: int, address: str) -> ResolveResult:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn what s3fs raises into errors of our own, without what they say about credentials."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""`atoll check`: what a fleet's data look like to the model, and what training on them will take; trains nothing."""
+"""`atoll check`: what a fleet's data look like to the model, and what training on them will take."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.ludwig_file import Dataset, as_fleet
+from atoll.cli.options import DataRoot, Fleet
+
 if TYPE_CHECKING:
     from atoll.config.fleet import FleetConfig, FleetMember
     from atoll.config.prices import MachinePrice
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from atoll.tasks.audit import TaskAudit
     from atoll.tasks.dataset import Example, Split
     from atoll.tasks.estimate import FleetEstimate
+    from atoll.training.quote import Quote
 
 
 @dataclass(frozen=True)
@@ -36,43 +40,81 @@ class _Checked:
 
 
 def check(
-    fleet: Annotated[Path, typer.Argument(help="The fleet file (YAML).", show_default=False)],
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder with <task>/<split>.jsonl.gz (or .csv, .parquet) to read instead.")
-    ] = None,
+    fleet: Fleet,
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="Only this adapter; may be repeated.")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Time real training passes for 20 s, for a better quote.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look at a fleet's data and tokens, and estimate time, memory and cost. Trains nothing.
+    """Look at a fleet's data and tokens, and quote time, memory and cost. Publishes nothing.
+
+    The quote comes from some training passes on the base, whose adapters are thrown away; it is kept in the folder of
+    the run, and `atoll tune` sets it against what the run took.
 
     Example: atoll check examples/demo.yaml
     """
-    from atoll.cli.check_report import audit_lines, error_lines, estimate_lines
+    from atoll.cli.check_report import estimate_lines
     from atoll.config.load import load_fleet
     from atoll.errors import DataError
     from atoll.model.load import load_config, load_tokenizer
     from atoll.model.source import resolve_base
     from atoll.text.tokenizer import end_ids
 
-    config = load_fleet(fleet)
+    config = load_fleet(as_fleet(fleet, dataset))
+    if adapter:
+        config = config.only(adapter)
     base = resolve_base(config.base_model, on_progress=lambda what, _: print(what, file=sys.stderr))
     tokenizer, base_config = load_tokenizer(base.folder), load_config(base.folder)
     checked = []
     for member in config.members():
-        found = _check_member(member, tokenizer, base_config, end_ids(tokenizer), data_root)
-        checked.append(found)
+        checked.append(_check_member(member, tokenizer, base_config, end_ids(tokenizer), data_root))
         if not as_json:
-            in_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-            name = f"{member.name}: {found.audit.task if found.audit else member.task_ref}"
-            lines = audit_lines(name, found.audit, in_color=in_color) if found.audit else error_lines(name, found.error)
-            print("\n".join(lines), flush=True)
+            _print_audit(checked[-1])
     estimate, price = _estimate(config, checked, base_config)
+    num_problems = sum(item.num_problems for item in checked)
+    if not as_json and estimate is not None and price is not None:
+        print("\n".join(estimate_lines(estimate, price)), flush=True)
+    quote = None
+    if probe and estimate is not None and not num_problems:
+        quote = _probe(config, estimate, data_root, as_json=as_json)
     if as_json:
-        print(json.dumps(_as_json(checked, estimate, price), ensure_ascii=False))
-    elif estimate is not None and price is not None:
-        print("\n".join(estimate_lines(estimate, price)))
-    if num_problems := sum(item.num_problems for item in checked):
+        print(json.dumps(_as_json(checked, estimate, price, quote), ensure_ascii=False))
+    if num_problems:
         count = "1 problem stands" if num_problems == 1 else f"{num_problems} problems stand"
         raise DataError(f"{count} in the way of training", mend="see `problem:` above")
+
+
+def _print_audit(found: _Checked) -> None:
+    from atoll.cli.check_report import audit_lines, error_lines
+
+    in_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    name = f"{found.member.name}: {found.audit.task if found.audit else found.member.task_ref}"
+    lines = audit_lines(name, found.audit, in_color=in_color) if found.audit else error_lines(name, found.error)
+    print("\n".join(lines), flush=True)
+
+
+def _probe(config: FleetConfig, estimate: FleetEstimate, data_root: Path | None, *, as_json: bool) -> Quote | None:
+    """Quote the fleet from training passes, where the estimate says that they fit into memory and a probe's time."""
+    from atoll.cli.bill_report import quote_lines
+    from atoll.cli.probing import obstacle
+    from atoll.model.load import load_base
+    from atoll.training.probe import PROBE_S, probe_fleet
+    from atoll.training.quote import keep_quote
+
+    if why := obstacle(estimate, config.trainer.token_budget, PROBE_S):
+        print(f"no probe: {why}", file=sys.stderr)
+        return None
+    print(f"probe: loading the base, then training passes for about {PROBE_S:.0f} s ...", file=sys.stderr, flush=True)
+    base = load_base(config.base_model, dtype=config.dtype, quantization=config.quantization)
+    quote = probe_fleet(config, base, data_root=data_root)
+    path = keep_quote(Path(config.output or ""), quote)
+    if not as_json:
+        print("\n".join(quote_lines(quote)))
+        print(f"  kept in {path}, for `atoll tune` to compare")
+    return quote
 
 
 def _check_member(
@@ -139,7 +181,9 @@ def _estimate(
     return estimate, hourly_price(machine, device=device.type, num_cpus=os.cpu_count() or 1)
 
 
-def _as_json(checked: Sequence[_Checked], estimate: FleetEstimate | None, price: MachinePrice | None) -> dict[str, Any]:
+def _as_json(
+    checked: Sequence[_Checked], estimate: FleetEstimate | None, price: MachinePrice | None, quote: Quote | None
+) -> dict[str, Any]:
     from atoll.config.prices import cost_usd
 
     adapters = {
@@ -151,4 +195,4 @@ def _as_json(checked: Sequence[_Checked], estimate: FleetEstimate | None, price:
     expected = None
     if estimate is not None and price is not None:
         expected = asdict(estimate) | {"cost_usd": cost_usd(estimate.seconds, price), "price": asdict(price)}
-    return {"adapters": adapters, "estimate": expected}
+    return {"adapters": adapters, "estimate": expected, "quote": quote.model_dump() if quote else None}

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from atoll.cli.bill_report import duration
 from atoll.config.prices import MachinePrice, cost_usd
 from atoll.errors import AtollError
 from atoll.tasks.audit import SplitAudit, TaskAudit, TokenAudit, XRay
@@ -50,10 +51,10 @@ def estimate_lines(estimate: FleetEstimate, price: MachinePrice) -> Iterator[str
             f"{member.num_params / 1e6:.2f}M parameters"
         )
     yield (
-        f"expected, without early stopping: about {_duration(estimate.seconds)}, "
+        f"estimate, without early stopping: about {duration(estimate.seconds)}, "
         f"{estimate.memory_bytes / 1e9:.1f} GB of memory, {100 * cost_usd(estimate.seconds, price):.2f} cents"
     )
-    yield f"  time from a short measurement of this machine; {price.name}: ${price.usd_per_hour} an hour"
+    yield f"  time from a product of two matrices on this machine; {price.name}: ${price.usd_per_hour} an hour"
     yield f"  ({price.source}, {price.date})"
 
 
@@ -123,7 +124,3 @@ def xray_lines(xray: XRay, *, in_color: bool) -> Iterator[str]:
     cut = f" ({xray.num_cut_tokens:,} more were cut)" if xray.num_cut_tokens else ""
     yield _field("example", f"{xray.num_prompt_tokens:,} prompt tokens{cut}, {len(xray.trained):,} trained")
     yield from (f"    {line}" for line in (visible(prompt, keep="\n") + answer).split("\n"))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

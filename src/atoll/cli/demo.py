@@ -28,6 +28,8 @@ def demo(
     """Tune, evaluate and serve three small specialists: no data, no GPU, no account.
 
     On a terminal it then goes on serving until Ctrl-C.
+
+    Example: atoll demo --limit 20
     """
     from atoll.cli.eval import evaluate
     from atoll.cli.tune import tune

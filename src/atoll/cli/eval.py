@@ -7,75 +7,88 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from atoll.evaluation.results import Results
+from atoll.cli.eval_options import (
+    Adapters,
+    Against,
+    Concurrency,
+    Forgetting,
+    Fresh,
+    InputPrice,
+    MaxUsd,
+    Output,
+    OutputPrice,
+    Transfer,
+    contenders,
+    remote_options,
+)
+from atoll.cli.loading import open_store
+from atoll.cli.ludwig_file import Dataset, as_fleet
+from atoll.cli.options import AsJson, DataRoot, Fleet, Store
+from atoll.cli.report import print_results
 
 PLAIN_EVERY_S = 15.0
 
 
 def evaluate(
-    fleet: Annotated[Path, typer.Argument(help="The fleet file (YAML).", show_default=False)],
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder with <task>/<split>.jsonl.gz (or .csv, .parquet) to read instead.")
-    ] = None,
+    fleet: Fleet,
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
     limit: Annotated[int, typer.Option(min=1, help="Most test examples of each task.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Decides which examples, and the resampling.")] = 0,
-    store: Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="Where the adapters are.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for answers and report; runs/<fleet>/eval unless given.")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="Only this adapter, NAME or NAME@REVISION; may be repeated.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object.")] = False,
+    store: Store = None,
+    output: Output = None,
+    adapter: Adapters = None,
+    against: Against = None,
+    concurrency: Concurrency = 8,
+    max_usd: MaxUsd = None,
+    usd_per_million_input: InputPrice = None,
+    usd_per_million_output: OutputPrice = None,
+    fresh: Fresh = False,
+    forgetting: Forgetting = True,
+    transfer: Transfer = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Score a fleet's adapters against their base model, on test examples that neither has seen.
 
-    Example: atoll eval examples/demo.yaml --limit 200
+    The most frequent answer and the nearest training example answer too. Run again, it only asks what is missing.
+
+    Example: atoll eval examples/demo.yaml --against few-shot:3 --against openai:gpt-4o --max-usd 2
     """
-    from atoll.adapters.store import AdapterStore, default_store_root
     from atoll.config.load import load_fleet
     from atoll.evaluation.fleet import evaluate_fleet
 
-    config = load_fleet(fleet)
+    config = load_fleet(fleet := as_fleet(fleet, dataset))
     folder = output or Path(config.output or Path("runs") / fleet.stem) / "eval"
     with _progress(is_quiet=as_json) as on_progress:
         results = evaluate_fleet(
             config,
             fleet_path=fleet,
-            store=AdapterStore(store or default_store_root()),
+            store=open_store(store),
             folder=folder,
             adapter_ids=adapter or (),
             data_root=data_root,
             limit=limit,
             seed=seed,
+            against=contenders(against),
+            remote=remote_options(concurrency, max_usd, usd_per_million_input, usd_per_million_output),
+            is_fresh=fresh,
+            forgetting=forgetting,
+            num_transfer=transfer,
             on_progress=on_progress,
         )
-    if as_json:
-        print(results.model_dump_json())
-    else:
-        _print_results(results, folder)
-
-
-def _print_results(results: Results, folder: Path) -> None:
-    from rich.console import Console
-
-    from atoll.evaluation.report import summary_lines, terminal_table
-
-    # A pipe has no width of its own, and a table cut to 80 columns would lose figures.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(terminal_table(results))
-    print("\n".join(summary_lines(results)))
-    print(f"report: {folder / 'report.md'}")
+    print_results(results, folder, as_json=as_json)
 
 
 @contextmanager
 def _progress(*, is_quiet: bool) -> Iterator[Callable[[str, float | None], None]]:
-    """Takes what is being done and the fraction done: live on a terminal, else a line now and then, all on stderr."""
+    """Takes what is being done and the fraction done: live on a terminal, else a line now and then, all on stderr.
+
+    What follows " · " in it is a figure that changes.
+    """
     if is_quiet:
         yield lambda what, fraction: None
         return
@@ -90,9 +103,9 @@ def _progress(*, is_quiet: bool) -> Iterator[Callable[[str, float | None], None]
         bar = progress.add_task("", total=None)
 
         def show(what: str, fraction: float | None) -> None:
-            if progress.tasks[0].description != what:
-                progress.reset(bar, description=what)  # the time that is left is another thing's now
-            progress.update(bar, total=None if fraction is None else 1.0, completed=fraction or 0.0)
+            if _thing(progress.tasks[0].description) != _thing(what):
+                progress.reset(bar)  # the time that is left is another thing's now
+            progress.update(bar, description=what, total=None if fraction is None else 1.0, completed=fraction or 0.0)
 
         yield show
 
@@ -106,6 +119,10 @@ class _Lines:
 
     def __call__(self, what: str, fraction: float | None) -> None:
         now_s = time.monotonic()
-        if what != self._what or now_s - self._printed_at_s >= PLAIN_EVERY_S:
-            self._what, self._printed_at_s = what, now_s
+        if _thing(what) != self._what or now_s - self._printed_at_s >= PLAIN_EVERY_S:
+            self._what, self._printed_at_s = _thing(what), now_s
             print(what if fraction is None else f"{what}: {fraction:.0%}", file=sys.stderr, flush=True)
+
+
+def _thing(what: str) -> str:
+    return what.partition(" · ")[0]

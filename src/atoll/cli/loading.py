@@ -44,11 +44,11 @@ def load_base_for(adapters: Sequence[StoredAdapter], base_model: str | None, dty
         name,
         dtype=dtype,
         quantization=QuantizationConfig(bits=bits) if bits is not None else None,
-        on_progress=_Progress(),
+        on_progress=Progress(),
     )
 
 
-class _Progress:
+class Progress:
     """One line on stderr for each thing that is done; on a terminal with the share that is done."""
 
     def __init__(self) -> None:

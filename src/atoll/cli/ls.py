@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from atoll.cli.options import Store
+from atoll.cli.output import Column, print_json, print_table, size_text
 
 if TYPE_CHECKING:
     from atoll.adapters.store import StoredAdapter
 
 
 def ls(
-    store: Annotated[
-        Path | None, typer.Option(envvar="ATOLL_STORE", help="The folder that holds the adapters.")
-    ] = None,
+    store: Store = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """List the adapters in the store, latest revisions.
@@ -28,7 +28,7 @@ def ls(
     adapters = opened.list()
     if as_json:
         for adapter in adapters:
-            print(json.dumps(_fields(adapter), ensure_ascii=False))
+            print_json(_fields(adapter))
     elif adapters:
         _print_table(adapters)
     else:
@@ -53,28 +53,24 @@ def _fields(adapter: StoredAdapter) -> dict[str, Any]:
 
 
 def _print_table(adapters: list[StoredAdapter]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    columns = [
+        *(Column(name) for name in ("adapter", "task", "base model", "columns")),
+        *(Column(name, is_number=True, folds=False) for name in ("examples", "size")),
+        Column("created", folds=False),
+    ]
+    print_table(columns, [_cells(_fields(adapter)) for adapter in adapters])
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("adapter", "task", "base model", "columns"):
-        table.add_column(name, overflow="fold")
-    for name in ("examples", "size"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("created", no_wrap=True)
-    for adapter in adapters:
-        fields = _fields(adapter)
-        table.add_row(
-            fields["id"],
-            fields["task"] or "-",
-            _short(fields["base_model"] or "-"),
-            ", ".join(fields["columns"] or ()) or "-",
-            str(fields["num_examples"] or "-"),
-            f"{fields['size_bytes'] / 2**20:.1f} MiB",
-            (fields["created"] or "-")[:10],
-        )
-    Console(markup=False).print(table)
+
+def _cells(fields: dict[str, Any]) -> list[str]:
+    return [
+        fields["id"],
+        fields["task"] or "-",
+        _short(fields["base_model"] or "-"),
+        ", ".join(fields["columns"] or ()) or "-",
+        str(fields["num_examples"] or "-"),
+        size_text(fields["size_bytes"]),
+        (fields["created"] or "-")[:10],
+    ]
 
 
 def _short(base: str) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.output import plain
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -115,7 +117,7 @@ def _view(state: dict[str, Any]) -> RenderableType:
         f"{tiers['host_bytes'] / 2**20:.1f} of {tiers['max_host_bytes'] / 2**20:.0f} MiB of host memory; "
         f"{tiers['loads']} loads, {tiers['slot_evictions']} evictions, {tiers['loading']} loading",
     ]
-    return Group(*(Text(_plain(line)) for line in lines), _table(state))
+    return Group(*(Text(plain(line)) for line in lines), _table(state))
 
 
 def _table(state: dict[str, Any]) -> Table:
@@ -136,13 +138,8 @@ def _table(state: dict[str, Any]) -> Table:
         waiting.pop(held["name"], None)
     rows += [(name, "disk", 0, number, False) for name, number in waiting.items()]
     for name, tier, running, number, is_pinned in rows:
-        table.add_row(_plain(name), tier, str(running), str(number), "pinned" if is_pinned else "")
+        table.add_row(plain(name), tier, str(running), str(number), "pinned" if is_pinned else "")
     return table
-
-
-def _plain(text: str) -> str:
-    """Without what could steer the terminal: adapters have names that others gave them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _duration(seconds: float) -> str:

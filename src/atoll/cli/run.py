@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.cli.loading import DType
+from atoll.cli.completion import adapter_ids
+from atoll.cli.options import Base, Numbers, Store
+from atoll.cli.output import plain, print_json
 
 if TYPE_CHECKING:
     from atoll.adapters.catalog import AdapterCatalog
@@ -27,7 +28,11 @@ _MAX_RANK = 256
 def run(
     adapter: Annotated[
         str,
-        typer.Argument(help="Name, name@revision or PEFT folder; `base` for the bare base model.", show_default=False),
+        typer.Argument(
+            help="Name, name@revision or PEFT folder; `base` for the bare base model.",
+            autocompletion=adapter_ids,
+            show_default=False,
+        ),
     ],
     text: Annotated[
         str | None, typer.Argument(help="The text to answer; read from a pipe where absent.", show_default=False)
@@ -40,13 +45,9 @@ def run(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of the answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes a sampled answer repeatable.")] = None,
-    store: Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="Where the adapters are.")] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Hub id, folder, .gguf file or alias; the adapter's own unless given.")
-    ] = None,
-    dtype: Annotated[
-        DType, typer.Option(help="Numbers to compute with; auto: bfloat16 where the machine has it.")
-    ] = "auto",
+    store: Store = None,
+    base_model: Base = None,
+    dtype: Numbers = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Prompt one adapter, without a server.
@@ -65,15 +66,13 @@ def run(
     base = load_base_for([stored] if stored else [], base_model, dtype)
     if isinstance(prompt, str) and stored is None and not raw and base.tokenizer.chat_template:
         prompt = [{"role": "user", "content": prompt}]
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "default_temperature": 0.0,
-    }
-    ask = Ask(prompt=prompt, adapter_id=adapter_id, adapter_source=source, **options)
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    ask = Ask(prompt=prompt, adapter_id=adapter_id, adapter_source=source, default_temperature=0.0, **sampling)
     finish = _answer(base, catalog, ask, show=not as_json)
-    print(json.dumps(_as_json(stored, finish), ensure_ascii=False) if as_json else "")
+    if as_json:
+        print_json(_as_json(stored, finish))
+    else:
+        print()
 
 
 def _find(adapter: str, store: Path | None) -> tuple[AdapterCatalog, str, str | None]:
@@ -165,7 +164,7 @@ def _stream(engine: Engine, request: Request, *, show: bool) -> FinishEvent:
         if isinstance(event, FinishEvent):
             return event
         if show:
-            print(event.text, end="", flush=True)
+            print(plain(event.text, keep="\n\t") if sys.stdout.isatty() else event.text, end="", flush=True)
 
 
 def _as_json(stored: StoredAdapter | None, finish: FinishEvent) -> dict[str, object]:

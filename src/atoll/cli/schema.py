@@ -10,7 +10,10 @@ import typer
 def schema(
     kind: Annotated[Literal["fleet", "task"], typer.Argument(help="Which file the schema describes.")],
 ) -> None:
-    """Print the JSON Schema of fleet or task files, for an editor's completion and checks."""
+    """Print the JSON Schema of fleet or task files, for an editor's completion and checks.
+
+    Example: atoll schema fleet > fleet.schema.json
+    """
     import json
 
     from atoll.config.schema import json_schema

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from atoll.server.keys.hosts import HostRule
     from atoll.server.settings import ServerSettings
     from atoll.server.tracing import Tracing
+    from atoll.server.ui.site import UiSettings
 
 
 @takes(ServeOptions)
@@ -60,9 +61,16 @@ def serve(options: ServeOptions) -> None:
                 hosts=hosts,
                 lifecycle=lifecycle,
                 tracing=tracing,
+                ui=_ui(options, store.root),
             )
             words = banner(base, store.root, catalog.list(), listener, has_keys=accounts is not None)
             run_server(app, listener, words, settings, lifecycle, engine=engine, drain_s=options.drain_s)
+
+
+def _ui(options: ServeOptions, store: Path) -> UiSettings | None:
+    from atoll.server.ui.site import UiSettings
+
+    return UiSettings(runs=options.runs, votes=store / "votes.jsonl") if options.ui else None
 
 
 def _settings(options: ServeOptions) -> ServerSettings:

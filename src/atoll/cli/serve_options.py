@@ -128,6 +128,8 @@ class ServeOptions:
     drain_s: Annotated[
         float, typer.Option(min=0, help="Seconds that running requests have when the server is told to stop.")
     ] = 10.0
+    ui: Annotated[bool, typer.Option(help="Show the web page to browsers.")] = True
+    runs: Annotated[Path, typer.Option(help="The folder of training runs, for the web page.")] = Path("runs")
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="Send traces to the OpenTelemetry collector at this address, by OTLP over HTTP.")
     ] = None

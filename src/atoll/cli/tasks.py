@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.completion import task_names
+
 if TYPE_CHECKING:
     from atoll.config.task import TaskConfig
 
@@ -59,7 +61,12 @@ def ls(
 
 @tasks.command("show")
 def show(
-    task: Annotated[str, typer.Argument(help="A built-in task's name or a task file's path.", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in task's name or a task file's path.", autocompletion=task_names, show_default=False
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole definition as JSON.")] = False,
     data_root: DataRoot = None,
     base_model: Annotated[

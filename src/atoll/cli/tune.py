@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.ludwig_file import Dataset, as_fleet
+from atoll.cli.options import DataRoot, Fleet
+
 if TYPE_CHECKING:
     from atoll.training.tune import TuneResult, TuneRun
 
@@ -20,10 +23,9 @@ PLAIN_EVERY_S = 15.0
 
 
 def tune(
-    fleet: Annotated[Path, typer.Argument(help="The fleet file (YAML).", show_default=False)],
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder with <task>/<split>.jsonl.gz (or .csv, .parquet) to read instead.")
-    ] = None,
+    fleet: Fleet,
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
     store: Annotated[Path | None, typer.Option(envvar="ATOLL_STORE", help="Where finished adapters go.")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Only this adapter; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
@@ -37,6 +39,7 @@ def tune(
     from atoll.config.load import load_fleet
     from atoll.training.tune import TuneRun
 
+    fleet = as_fleet(fleet, dataset)
     config = load_fleet(fleet)
     if adapter:
         config = config.only(adapter)
@@ -49,27 +52,21 @@ def tune(
             data_root=data_root,
             report=report,
         )
-        with _stopping(run):
-            result = run.run(resume=resume)
+        with stopping(run):
+            try:
+                result = run.run(resume=resume)
+            except KeyboardInterrupt:
+                print("stopped before training began; there is nothing to keep", file=sys.stderr)
+                raise typer.Exit(130) from None
     _print_result(result, fleet, as_json)
 
 
 def _print_result(result: TuneResult, fleet: Path, as_json: bool) -> None:
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "event": "end",
-                    "finished": result.finished,
-                    "adapters": [adapter.id for adapter in result.adapters],
-                    "seconds": round(result.seconds, 3),
-                    "cost_usd": result.cost_usd,
-                }
-            )
-        )
-    elif result.finished:
-        names = ", ".join(adapter.id for adapter in result.adapters)
-        print(f"tuned {names} in {result.seconds:.0f} s for {100 * result.cost_usd:.2f} cents")
+    if result.finished and not as_json:
+        from atoll.cli.bill_report import bill_lines
+
+        print(f"tuned {', '.join(adapter.id for adapter in result.adapters)}")
+        print("\n".join(bill_lines(result.bill, result.quote)))
         print(f"next: atoll eval {fleet}")
     if not result.finished:
         print(f"stopped; the checkpoint is in {result.run_folder}", file=sys.stderr)
@@ -78,10 +75,15 @@ def _print_result(result: TuneResult, fleet: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def _stopping(run: TuneRun) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops after the running pass, with a checkpoint; the second one at once."""
+def stopping(run: TuneRun) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops after the running pass, with a checkpoint; the second one at once.
+
+    While the base and the data are still being read, the first one stops at once.
+    """
 
     def stop(number: int, _frame: object) -> None:
+        if not run.is_training:
+            raise KeyboardInterrupt
         print("stopping after this pass, with a checkpoint ...", file=sys.stderr)
         run.request_stop()
         signal.signal(number, signal.SIG_DFL)
@@ -120,6 +122,10 @@ def describe(event: dict[str, Any]) -> str | None:
             )
         case "plan":
             return f"{event['adapter']}: {event['total_steps']} steps, peak rate {event['learning_rate']:.2g}"
+        case "quote":
+            from atoll.cli.bill_report import quote_line
+
+            return quote_line(event["quote"])
         case "resumed":
             return f"resumed from {event['checkpoint']} after {event['num_passes']} passes"
         case "published":
@@ -159,7 +165,8 @@ class _Lines:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] != "progress":
-            print(describe(event), flush=True)
+            if line := describe(event):
+                print(line, flush=True)
             return
         self._speed = self._speed or _Speed()
         speed, name, now_s = self._speed.update(event), event["name"], time.monotonic()
@@ -194,7 +201,8 @@ class _Bars:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] != "progress":
-            self._progress.console.print(describe(event), markup=False, highlight=False)
+            if line := describe(event):
+                self._progress.console.print(line, markup=False, highlight=False)
             return
         self._speed = self._speed or _Speed()
         name, speed = event["name"], self._speed.update(event)

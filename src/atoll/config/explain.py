@@ -57,8 +57,9 @@ def explain(error: ValidationError, root: Node, model: type[ConfigModel]) -> lis
     return [
         _explain_one(details, root, model)
         for details in error.errors(include_url=False)
-        # A default that waits for another key is no problem of its own: that key is reported.
-        if details["type"] != "default_factory_not_called"
+        # A default that waits for another key is no problem of its own, nor a list that lacks its wrong items: those
+        # are reported.
+        if details["type"] != "default_factory_not_called" and not (details["type"] == "too_short" and details["input"])
     ]
 
 
@@ -185,6 +186,8 @@ def _step(annotation: Any, part: str | int) -> Any:
     """The annotation one step further down; None where there is none."""
     if get_origin(annotation) is dict:
         return get_args(annotation)[1]
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
     for section in _models(annotation):
         if part in section.model_fields:
             return section.model_fields[str(part)].annotation

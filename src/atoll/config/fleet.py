@@ -61,8 +61,8 @@ class AdapterTrainerConfig(ConfigModel):
         expected("`auto` or a number above 0", "write, for example, `learning_rate: 0.0002`"),
     ] = "auto"
     """The peak rate; `auto` chooses by the base model's size, from 1e-3 (up to 200M parameters) to 2e-4 (from 7B)."""
-    learning_rate_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after the warm-up."""
+    learning_rate_scheduler: Literal["cosine", "cosine_with_restarts", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up; with restarts, anew after each validation round."""
     warmup_fraction: float = Field(default=0.03, ge=0.0, lt=1.0)
     """The share of all steps in which the rate rises from 0."""
     epochs: int = Field(default=3, gt=0)
@@ -79,8 +79,17 @@ class AdapterTrainerConfig(ConfigModel):
     """Ends training after this many validation rounds without improvement; null never does."""
     evaluations_per_epoch: int = Field(default=2, gt=0)
     """Validation rounds in each epoch."""
+    # Left out of dumps where absent, so that a run which began before this key existed can be resumed.
+    evaluate_every_steps: int | None = Field(default=None, gt=0, exclude_if=lambda steps: steps is None)
+    """Validation after so many steps instead, and after each epoch if that is shorter."""
     seed: int = Field(default=0, ge=0)
     """Decides the initial weights, the order of the examples and dropout."""
+
+    def evaluate_every(self, steps_per_epoch: int) -> int:
+        """Steps between two validation rounds."""
+        if self.evaluate_every_steps is not None:
+            return min(self.evaluate_every_steps, steps_per_epoch)
+        return max(1, math.ceil(steps_per_epoch / self.evaluations_per_epoch))
 
 
 class TrainerConfig(AdapterTrainerConfig):
@@ -194,6 +203,5 @@ def auto_learning_rate(num_params: int) -> float:
 
 def _merge(fleet_wide: _Section, own: ConfigModel) -> _Section:
     """Lay the keys that `own` sets over the fleet-wide section."""
-    return type(fleet_wide).model_validate(
-        fleet_wide.model_dump(exclude_unset=True) | own.model_dump(exclude_unset=True)
-    )
+    set_keys = {name: getattr(section, name) for section in (fleet_wide, own) for name in section.model_fields_set}
+    return type(fleet_wide).model_validate(set_keys)

@@ -52,6 +52,28 @@ class GenerationConfig(ConfigModel):
     """0 takes the likeliest token; higher values sample more freely."""
 
 
+class PartConfig(ConfigModel):
+    """A share of the rows of a source, drawn by a seed: the same rows are drawn on every machine."""
+
+    start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Where the part begins in the drawn order, as a share of the rows."""
+    end: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Where it ends; a part that starts there has no row in common with this one."""
+    together: Strings = ()
+    """Columns: rows that agree in all of them stay in one part. All columns unless given."""
+    stratify: Text | None = None
+    """A column, such as the label: each of its values keeps its share in every part."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the drawn order; the parts of one file need the same one."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.start >= self.end:
+            what = f"must be above `start`, which is {self.start:g}"
+            raise problem_at("end", value=self.end, what=what, mend="write, for example, `{start: 0.8, end: 0.9}`")
+        return self
+
+
 class SourceConfig(ConfigModel):
     """Where the rows of one split come from; a bare string means `path`."""
 
@@ -61,6 +83,9 @@ class SourceConfig(ConfigModel):
     """One of the data generators that ship with Atoll, instead of `path`."""
     sql: Text | None = None
     """A query over the table `data`, which holds the rows of `path`."""
+    # Left out of dumps where absent, so that a run which began before there were parts can be resumed.
+    part: PartConfig | None = Field(default=None, exclude_if=lambda part: part is None)
+    """A share of the rows of `path`, or of the query, to divide one file into splits."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +99,8 @@ class SourceConfig(ConfigModel):
             raise problem(f"needs exactly one of `path` and `generated`, and has {given}", "write `path: data.csv`")
         if self.sql is not None and self.path is None:
             raise problem_at("sql", value=self.sql, what="works on `path` only", mend="remove `sql`, or give a `path`")
+        if self.part is not None and self.path is None:
+            raise problem_at("part", value=self.part, what="works on `path` only", mend="remove `part`")
         return self
 
     @classmethod

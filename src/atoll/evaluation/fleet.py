@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from atoll.adapters.contract import AdapterContract
@@ -10,12 +11,17 @@ from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.store import AdapterStore, StoredAdapter
 from atoll.config.fleet import FleetConfig, FleetMember
 from atoll.config.task import TaskConfig
-from atoll.engine import EngineConfig, build_engine
+from atoll.engine import Engine, EngineConfig, build_engine
 from atoll.errors import AdapterNotFound, Incompatible
 from atoll.evaluation.card import update_cards
+from atoll.evaluation.contenders import Contender, Remote
+from atoll.evaluation.generality import measure_generality
 from atoll.evaluation.report import write_report
 from atoll.evaluation.results import Results
 from atoll.evaluation.run import NUM_EXAMPLES, Member, run_evaluation
+from atoll.evaluation.sampling import draw_sample
+from atoll.evaluation.spending import DEFAULT_OPTIONS, RemoteOptions, token_rates
+from atoll.evaluation.transfer_run import run_transfer
 from atoll.model.cache import OnProgress
 from atoll.model.load import load_base
 from atoll.model.source import resolve_base
@@ -38,23 +44,23 @@ def evaluate_fleet(
     data_root: Path | None = None,
     limit: int | None = NUM_EXAMPLES,
     seed: int = 0,
+    against: Sequence[Contender] = (),
+    remote: RemoteOptions = DEFAULT_OPTIONS,
+    is_fresh: bool = False,
+    forgetting: bool = True,
+    num_transfer: int = 0,
     on_progress: OnProgress = lambda what, fraction: None,
 ) -> Results:
     """Evaluate the fleet's adapters, or those of `adapter_ids` (name or name@revision), and write all to `folder`.
 
-    The scores also go into the adapters' model cards. Raises AdapterNotFound for an adapter that is not tuned yet,
-    Incompatible for one of another base or task; in both cases before anything is loaded.
+    forgetting: measure what tuning cost in generality. num_transfer: examples of each task that every adapter answers.
+    The scores also go into the model cards. Raises, before anything is loaded, AdapterNotFound for an adapter that is
+    not tuned yet, Incompatible for one of another base or task, UsageError for a contender without a key or a price.
     """
+    _check_remote([item for item in against if isinstance(item, Remote)], remote)
     base_digest = resolve_base(config.base_model, on_progress).digest
-    members = [
-        _member(config, member, adapter_id, store, base_digest, fleet_path)
-        for member, adapter_id in _select(config, adapter_ids)
-    ]
-    max_rank = max(_rank(member.adapter) for member in members)
-    base = load_base(config.base_model, dtype=config.dtype, quantization=config.quantization, on_progress=on_progress)
-    limits = _CUDA_LIMITS if base.device.type == "cuda" else _CPU_LIMITS
-    engine = build_engine(base, num_slots=min(len(members), _MAX_SLOTS), max_rank=max_rank, config=limits)
-    try:
+    members = [_member(config, *selected, store, base_digest, fleet_path) for selected in _select(config, adapter_ids)]
+    with closing(_engine(config, members, on_progress)) as engine:
         run_evaluation(
             engine,
             members,
@@ -64,14 +70,50 @@ def evaluate_fleet(
             limit=limit,
             seed=seed,
             quantization=config.quantization,
+            against=against,
+            remote=remote,
+            is_fresh=is_fresh,
             on_progress=on_progress,
         )
-    finally:
-        engine.close()
+        if forgetting:
+            adapters = [member.adapter for member in members]
+            measure_generality(engine, adapters, folder, quantization=config.quantization, on_progress=on_progress)
+        if num_transfer:
+            _ask_all(engine, members, folder, num_transfer, data_root, seed, on_progress)
     on_progress("scoring", None)
     results = write_report(folder)
     update_cards(store, results)
     return results
+
+
+def _engine(config: FleetConfig, members: Sequence[Member], on_progress: OnProgress) -> Engine:
+    """An engine with slots for all members, or as many as are worth their memory."""
+    max_rank = max(_rank(member.adapter) for member in members)
+    base = load_base(config.base_model, dtype=config.dtype, quantization=config.quantization, on_progress=on_progress)
+    limits = _CUDA_LIMITS if base.device.type == "cuda" else _CPU_LIMITS
+    return build_engine(base, num_slots=min(len(members), _MAX_SLOTS), max_rank=max_rank, config=limits)
+
+
+def _ask_all(
+    engine: Engine,
+    members: Sequence[Member],
+    folder: Path,
+    num_examples: int,
+    data_root: Path | None,
+    seed: int,
+    on_progress: OnProgress,
+) -> None:
+    """Every adapter on the first examples of every task."""
+    drawn = [draw_sample(item.task, data_root=data_root, limit=num_examples, seed=seed) for item in members]
+    asked = [(member, sample.examples) for member, sample in zip(members, drawn, strict=True)]
+    run_transfer(engine, asked, folder, num_examples=num_examples, seed=seed, on_progress=on_progress)
+
+
+def _check_remote(contenders: Sequence[Remote], options: RemoteOptions) -> None:
+    """Raise UsageError for what would stop these contenders only after the base is loaded."""
+    for contender in contenders:
+        contender.key()
+    token_rates(contenders, options)
 
 
 def _select(config: FleetConfig, adapter_ids: Sequence[str]) -> list[tuple[FleetMember, str]]:

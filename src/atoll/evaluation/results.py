@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from atoll.config.task import PublishedScores
+from atoll.errors import DataError
 from atoll.evaluation import statistics
-from atoll.evaluation.outputs import ADAPTER, MemberRecord, Output, Part, RunRecord, read_outputs, read_run
-from atoll.evaluation.statistics import Estimate, Statistics
-from atoll.tasks.metrics import Answer, Metric, find_metric
+from atoll.evaluation.advice import Advice, advise
+from atoll.evaluation.forgetting import Forgetting, score_generality
+from atoll.evaluation.outputs import (
+    ADAPTER,
+    BASE,
+    ContenderKind,
+    ContenderRecord,
+    MemberRecord,
+    Output,
+    Part,
+    RunRecord,
+    read_outputs,
+    read_run,
+)
+from atoll.evaluation.scores import MAX_P_VALUE, MetricResult, Verdict, example_statistics, score_metric, verdict_of
+from atoll.evaluation.statistics import Statistics
+from atoll.evaluation.transfer import Transfer, score_transfer
+from atoll.tasks.metrics import find_metric
 
-MAX_P_VALUE = 0.05
+Outputs = Mapping[str, Sequence[Output]]
+"""A member's answers by contender."""
+Tables = Mapping[str, Mapping[str, Statistics]]
+"""Per-example statistics by metric, then by contender."""
+OnMember = Callable[[MemberRecord, Outputs, Tables], object]
+
 _PUBLISHED_SUFFIX = "_as_published"
-
-Verdict = Literal["beats", "loses to", "no difference shown"]
-
-
-class Score(Part):
-    """A score, or a difference of scores, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Comparison(Part):
-    """The adapter against another contender on the same examples; `lift` is the adapter's score minus the other's.
-
-    One beats the other only where the interval and the permutation test both say so.
-    """
-
-    lift: Score
-    p_value: float
-    verdict: Verdict
-
-
-class MetricResult(Part):
-    """One metric of one member: each contender's score, and the adapter against each other contender."""
-
-    metric: str
-    scores: dict[str, Score]
-    against: dict[str, Comparison]
+# The columns of published scores, as config.task.PublishedScores has them, with the names that readers see.
+PUBLISHED_NAMES = {
+    "gpt_4": "GPT-4",
+    "gpt_3_5_turbo": "GPT-3.5-Turbo",
+    "mistral_7b": "Mistral-7B tuned",
+    "mistral_7b_instruct": "Mistral-7B-Instruct tuned",
+    "zephyr_7b": "Zephyr-7B tuned",
+    "llama_2_7b": "Llama-2-7B tuned",
+    "gemma_2b": "Gemma-2B tuned",
+    "phi_2": "Phi-2 tuned",
+}
 
 
 class PublishedComparison(Part):
@@ -68,7 +70,11 @@ class Failure(Part):
 
 
 class MemberResult(Part):
-    """All that is known of one adapter on its task; the first of `metrics` is the task's score."""
+    """All that is known of one adapter on its task; the first of `metrics` is the task's score.
+
+    num_unfinished: answers that ended at the task's limit of new tokens. num_outside_labels: answers that are none of
+    the task's labels; none for a task without a closed set of them.
+    """
 
     name: str
     adapter_id: str
@@ -76,8 +82,11 @@ class MemberResult(Part):
     category: str
     num_examples: int
     num_cut_prompts: int
+    contenders: tuple[ContenderRecord, ...]
     num_unfinished: dict[str, int]
+    num_outside_labels: dict[str, int]
     metrics: tuple[MetricResult, ...]
+    advice: Advice
     published: PublishedScores | None
     published_comparisons: tuple[PublishedComparison, ...]
     failures: tuple[Failure, ...]
@@ -85,6 +94,20 @@ class MemberResult(Part):
     @property
     def primary(self) -> MetricResult:
         return self.metrics[0]
+
+
+class FleetClaim(Part):
+    """On how many tasks the adapters beat one contender, corrected for asking so often.
+
+    p_values: of each member that has this contender, by name, after Holm. An adapter is among `beats` (or `loses`) only
+    if its lift's interval lies above (below) 0 and this p-value is below the level too, so that with 95 % probability
+    no name stands there by chance.
+    """
+
+    contender: str
+    p_values: dict[str, float]
+    beats: tuple[str, ...]
+    loses: tuple[str, ...]
 
 
 class StatisticsRecord(Part):
@@ -100,38 +123,62 @@ class StatisticsRecord(Part):
 class Results(Part):
     """The whole of results.json."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     members: tuple[MemberResult, ...]
+    claims: tuple[FleetClaim, ...]
+    forgetting: Forgetting | None
+    transfer: Transfer | None
     statistics: StatisticsRecord
     run: RunRecord
 
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Every contender of any member: the base, the others in the order in which they first come, the adapter."""
+        names = dict.fromkeys(name for member in self.members for name in member.primary.scores)
+        return (BASE, *(name for name in names if name not in (BASE, ADAPTER)), ADAPTER)
 
-def score_run(folder: Path) -> Results:
+
+def score_run(folder: Path, on_member: OnMember = lambda member, outputs, tables: None) -> Results:
     """Score the raw answers in an evaluation's folder; equal files give equal results.
 
-    Raises NotFound or DataError for files that are missing or damaged.
+    on_member gets each member with its answers and their statistics, for whoever shows single examples. Raises NotFound
+    or DataError for files that are missing or damaged.
     """
     run = read_run(folder)
-    members = tuple(score_member(member, read_outputs(folder, member), run.seed) for member in run.members)
-    return Results(members=members, statistics=StatisticsRecord(seed=run.seed), run=run)
-
-
-def example_statistics(metric: Metric, outputs: Sequence[Output]) -> Statistics:
-    """[examples, statistics]: the metric's statistics of each answer.
-
-    A failure has those of an empty answer without the first, the credit, so that it counts as 0 even where an empty
-    answer happens to be right.
-    """
-    table = metric.table(
-        Answer("" if output.has_failed else output.prediction, output.reference, output.columns) for output in outputs
+    members = []
+    for member in run.members:
+        outputs = read_outputs(folder, member)
+        tables = example_tables(member, outputs)
+        members.append(score_member(member, outputs, tables, run.seed))
+        on_member(member, outputs, tables)
+    return Results(
+        members=tuple(members),
+        claims=fleet_claims(members),
+        forgetting=score_generality(folder, run, run.seed),
+        transfer=score_transfer(folder, run),
+        statistics=StatisticsRecord(seed=run.seed),
+        run=run,
     )
-    rows = [(0.0, *row[1:]) if output.has_failed else row for output, row in zip(outputs, table, strict=True)]
-    return np.asarray(rows, dtype=np.float64)
 
 
-def score_member(member: MemberRecord, outputs: Mapping[str, Sequence[Output]], seed: int) -> MemberResult:
-    """Score one member from its contenders' answers to the same examples."""
-    metrics = tuple(_score_metric(find_metric(name, where=member.task), outputs, seed) for name in member.metrics)
+def example_tables(member: MemberRecord, outputs: Outputs) -> Tables:
+    """The statistics of every answer, by metric and contender.
+
+    Raises DataError where the contenders have not answered the same examples, ConfigError for an unknown metric.
+    """
+    _check_same_examples(member, outputs)
+    metrics = [find_metric(name, where=member.task) for name in member.metrics]
+    return {
+        metric.name: {name: example_statistics(metric, answers) for name, answers in outputs.items()}
+        for metric in metrics
+    }
+
+
+def score_member(member: MemberRecord, outputs: Outputs, tables: Tables, seed: int) -> MemberResult:
+    """Score one member from its contenders' answers and their statistics. Raises DataError."""
+    metrics = tuple(score_metric(find_metric(name), per_example, seed) for name, per_example in tables.items())
+    contenders = _contenders(member, outputs)
+    kinds = {contender.name: contender.kind for contender in contenders}
     return MemberResult(
         name=member.name,
         adapter_id=member.adapter_id,
@@ -139,10 +186,13 @@ def score_member(member: MemberRecord, outputs: Mapping[str, Sequence[Output]], 
         category=member.category,
         num_examples=member.num_examples,
         num_cut_prompts=sum(output.num_cut_tokens > 0 for output in outputs[ADAPTER]),
+        contenders=contenders,
         num_unfinished={
             name: sum(answer.finish_reason == "length" for answer in answers) for name, answers in outputs.items()
         },
+        num_outside_labels=_num_outside_labels(member, outputs),
         metrics=metrics,
+        advice=advise(metrics[0], kinds, member.num_examples),
         published=member.published,
         published_comparisons=_published(member, metrics),
         failures=tuple(
@@ -154,25 +204,59 @@ def score_member(member: MemberRecord, outputs: Mapping[str, Sequence[Output]], 
     )
 
 
-def _score_metric(metric: Metric, outputs: Mapping[str, Sequence[Output]], seed: int) -> MetricResult:
-    per_example = {name: example_statistics(metric, answers) for name, answers in outputs.items()}
-    scores = {
-        name: _score(statistics.bootstrap(rows, metric.aggregate, seed=seed)) for name, rows in per_example.items()
-    }
-    tuned = per_example[ADAPTER]
-    against = {
-        name: _compare(rows, tuned, metric.aggregate, seed) for name, rows in per_example.items() if name != ADAPTER
-    }
-    return MetricResult(metric=metric.name, scores=scores, against=against)
+def fleet_claims(members: Sequence[MemberResult]) -> tuple[FleetClaim, ...]:
+    """One claim for each contender that the adapters were compared with, over each task's first metric."""
+    names = dict.fromkeys(name for member in members for name in member.primary.against)
+    claims = []
+    for name in names:
+        compared = {member.name: member.primary.against[name] for member in members if name in member.primary.against}
+        adjusted = statistics.holm([comparison.p_value for comparison in compared.values()])
+        p_values = {member: round(p_value, 10) for member, p_value in zip(compared, adjusted, strict=True)}
+        sure = [member for member, p_value in p_values.items() if p_value < MAX_P_VALUE]
+        beats = tuple(member for member in sure if compared[member].verdict == "beats")
+        loses = tuple(member for member in sure if compared[member].verdict == "loses to")
+        claims.append(FleetClaim(contender=name, p_values=p_values, beats=beats, loses=loses))
+    return tuple(claims)
 
 
-def _compare(
-    base: Statistics, tuned: Statistics, aggregate: Callable[[Sequence[float]], float], seed: int
-) -> Comparison:
-    lift = _score(statistics.bootstrap_lift(base, tuned, aggregate, seed=seed))
-    p_value = statistics.permutation_p_value(base, tuned, aggregate, seed=seed)
-    verdict = _verdict(lift, 0.0) if p_value < MAX_P_VALUE else "no difference shown"
-    return Comparison(lift=lift, p_value=p_value, verdict=verdict)
+def _check_same_examples(member: MemberRecord, outputs: Outputs) -> None:
+    """Pairing is by place, so that all must have answered the same examples in one order."""
+    expected = [output.example_id for output in outputs.get(ADAPTER, ())]
+    for name in dict.fromkeys((BASE, *outputs)):
+        if not expected or [output.example_id for output in outputs.get(name, ())] != expected:
+            raise DataError(
+                f"{name} and {ADAPTER} have not answered the same examples",
+                where=f"{member.name} in raw/",
+                mend="run `atoll eval` again",
+            )
+
+
+def _contenders(member: MemberRecord, outputs: Outputs) -> tuple[ContenderRecord, ...]:
+    """The record of everybody who answered, in the order of the answers. Raises DataError for one without a record."""
+    own: dict[str, ContenderKind] = {BASE: "base", ADAPTER: "adapter"}
+    known = {name: ContenderRecord(name=name, kind=kind) for name, kind in own.items()}
+    known |= {contender.name: contender for contender in member.contenders}
+    for name in outputs:
+        if name not in known:
+            where = f"{member.name} in raw/run.json"
+            raise DataError(f"there is no record of the contender {name!r}", where=where, mend="run `atoll eval` again")
+    return tuple(known[name] for name in outputs)
+
+
+def _num_outside_labels(member: MemberRecord, outputs: Outputs) -> dict[str, int]:
+    """Folded as the metric `accuracy` folds an answer, so that what is counted here can score nothing there."""
+    if member.labels is None:
+        return {}
+    accuracy = find_metric("accuracy")
+    numbers = {}
+    for name, answers in outputs.items():
+        given = Counter(answer.prediction for answer in answers if not answer.has_failed)
+        numbers[name] = sum(
+            number
+            for prediction, number in given.items()
+            if not any(accuracy.score([(prediction, label)]) for label in member.labels)
+        )
+    return numbers
 
 
 def _published(member: MemberRecord, metrics: Sequence[MetricResult]) -> tuple[PublishedComparison, ...]:
@@ -185,23 +269,12 @@ def _published(member: MemberRecord, metrics: Sequence[MetricResult]) -> tuple[P
     if comparable is None:
         return ()
     score = comparable.scores[ADAPTER]
-    known = (("mistral_7b", published.mistral_7b), ("gpt_4", published.gpt_4))
     return tuple(
-        PublishedComparison(contender=name, metric=comparable.metric, score=value, verdict=_verdict(score, value))
-        for name, value in known
-        if value is not None
+        PublishedComparison(contender=name, metric=comparable.metric, score=value, verdict=verdict_of(score, value))
+        for name in PUBLISHED_NAMES
+        if (value := getattr(published, name)) is not None
     )
 
 
 def _measures_like(metric: str, published: PublishedScores) -> bool:
     return metric.endswith(_PUBLISHED_SUFFIX) or metric == published.metric
-
-
-def _verdict(score: Score, other: float) -> Verdict:
-    if score.low > other:
-        return "beats"
-    return "loses to" if score.high < other else "no difference shown"
-
-
-def _score(estimate: Estimate) -> Score:
-    return Score(value=estimate.value, low=estimate.low, high=estimate.high)

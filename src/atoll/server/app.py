@@ -23,6 +23,9 @@ from atoll.server.openai import OpenAI
 from atoll.server.operations import Operations
 from atoll.server.settings import ServerSettings
 from atoll.server.tracing import TraceRequests, Tracing
+from atoll.server.ui.door import Door
+from atoll.server.ui.site import UiSettings
+from atoll.server.ui.wiring import ui_routers
 
 if TYPE_CHECKING:
     from atoll.model.load import BaseModel
@@ -41,10 +44,12 @@ def create_app(
     hosts: HostRule | None = None,
     lifecycle: Lifecycle | None = None,
     tracing: Tracing | None = None,
+    ui: UiSettings | None = None,
 ) -> FastAPI:
     """The application over a started engine, which the caller starts and closes, as it does `accounts` and `tracing`.
 
     Without accounts nobody needs a key, and only the names in `hosts` are answered to: this machine's, unless given.
+    ui: of the web page, which is not there unless given.
     """
     settings = settings or ServerSettings()
     lifecycle = lifecycle or Lifecycle()
@@ -57,13 +62,17 @@ def create_app(
     app.include_router(_operation(engine, metrics, lifecycle))
     app.include_router(Operations(engine, base).router)
     app.include_router(docs_router())
+    door = None if ui is None else Door()
+    if ui is not None and door is not None:
+        for router in ui_routers(ui, door, gateway, engine, metrics, accounts):
+            app.include_router(router)
     install_error_handlers(app)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, settings=settings)
     if tracing is not None:
         app.add_middleware(TraceRequests, tracing=tracing)
     app.add_middleware(
-        Guard, accounts=accounts, hosts=hosts or HostRule(), settings=settings, on_refused=metrics.refused
+        Guard, accounts=accounts, hosts=hosts or HostRule(), settings=settings, on_refused=metrics.refused, door=door
     )
     app.add_middleware(Access, lifecycle=lifecycle)
     return app

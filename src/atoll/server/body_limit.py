@@ -13,6 +13,9 @@ from atoll.server.settings import ServerSettings
 # is too much is read and dropped.
 _MAX_DROPPED_BODIES = 8
 
+UPLOAD_PREFIX = "/ui/admin/uploads"
+"""Files go to the disk as they come; the route has limits of its own."""
+
 
 class BodyLimit:
     """ASGI middleware: bodies of at most `max_body_bytes`, told by length or not, that come in `body_timeout_s`."""
@@ -22,7 +25,8 @@ class BodyLimit:
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+        is_streamed = scope["type"] == "http" and scope["path"].startswith(UPLOAD_PREFIX)
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or is_streamed:
             await self._app(scope, receive, send)
             return
         try:

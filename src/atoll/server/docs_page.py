@@ -76,13 +76,14 @@ def docs_router() -> APIRouter:
     async def docs(request: Request) -> HTMLResponse:
         schema: dict[str, Any] = request.app.openapi()
         info = schema["info"]
-        page = _PAGE.render(title=info["title"], version=info["version"], groups=_groups(schema))
+        page = _PAGE.render(title=info["title"], version=info["version"], groups=grouped_operations(schema))
         return HTMLResponse(page, headers=_HEADERS)
 
     return router
 
 
-def _groups(schema: dict[str, Any]) -> dict[str, list[Operation]]:
+def grouped_operations(schema: dict[str, Any]) -> dict[str, list[Operation]]:
+    """The operations of an OpenAPI schema by tag, in its order."""
     groups: dict[str, list[Operation]] = {}
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():

@@ -14,6 +14,7 @@ from atoll.engine import ErrorEvent, Event, FinishEvent, Request, TokenEvent
 from atoll.errors import AtollError, Overloaded
 from atoll.log import get_logger
 from atoll.server.access import note
+from atoll.server.adapter_use import AdapterUse
 from atoll.server.caller import Caller
 from atoll.server.errors import InterruptedRequestError
 from atoll.server.meter import Meter, Outcome, Spent
@@ -23,6 +24,7 @@ from atoll.server.settings import ServerSettings
 from atoll.server.tracing import note_finish
 
 if TYPE_CHECKING:
+    from atoll.adapters.store import StoredAdapter
     from atoll.adapters.tiers import TieredAdapter
     from atoll.engine import EngineStats
     from atoll.model.load import BaseModel
@@ -51,6 +53,12 @@ class RequestEngine(Protocol):
 
     def abort(self, request_id: str) -> None:
         """Forget a request."""
+
+    def pin(self, adapter: StoredAdapter) -> None:
+        """Load an adapter and keep it on the device. Raises UsageError if no slot would be left."""
+
+    def unpin(self, digest: str) -> None:
+        """Let an adapter be evicted again."""
 
     def stats(self) -> EngineStats:
         """Figures of this moment."""
@@ -172,6 +180,7 @@ class Gateway:
         self.settings = settings
         self.catalog = catalog
         self.metrics = metrics
+        self.use = AdapterUse()
         self.preparer = Preparer(
             base, catalog, settings, max_length=engine.max_length, max_rank=engine.stats().max_rank
         )
@@ -237,6 +246,8 @@ class Gateway:
         if outcome != "ok":
             self._count(events.spent(None, outcome))
         self.metrics.ended(events.request, outcome)
+        if events.request.adapter is not None:
+            self.use.note(events.request.adapter.id)
         if outcome in ("cancelled", "slow_reader"):
             self._engine.abort(events.request.request_id)
 

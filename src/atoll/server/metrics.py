@@ -16,6 +16,9 @@ from atoll.server.engine_metrics import EngineCollector
 if TYPE_CHECKING:
     from atoll.engine import EngineStats
 
+Buckets = tuple[tuple[float, float], ...]
+"""(upper bound in seconds, how often it was not exceeded), the last bound infinite."""
+
 BASE_LABEL = "base"
 OTHER_LABEL = "other"
 MERGED_LABEL = "merged"
@@ -96,6 +99,20 @@ class ServerMetrics:
         self._refused.labels(reason).inc()
         self._lorax.count("overloaded" if reason == "overloaded" else "validation")
 
+    def latencies(self) -> dict[str, Buckets]:
+        """How often each latency was seen since the start, by what it measures."""
+        kinds = {"queue": self._queue_s, "first_token": self._first_token_s, "between_tokens": self._gap_s}
+        return {name: _buckets(histogram) for name, histogram in (kinds | {"request": self._duration_s}).items()}
+
+    def troubles(self) -> dict[str, int]:
+        """How many requests were refused or did not end well, by reason."""
+        refused = {key: number for (key,), number in _counts(self._refused).items()}
+        ended: dict[str, int] = {}
+        for (_, outcome), number in _counts(self._requests).items():
+            if outcome != "ok":
+                ended[outcome] = ended.get(outcome, 0) + number
+        return ended | refused
+
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -118,6 +135,16 @@ class ServerMetrics:
                 return OTHER_LABEL
             self._labels.add(name)
         return name
+
+
+def _buckets(histogram: Histogram) -> Buckets:
+    samples = (sample for family in histogram.collect() for sample in family.samples)
+    return tuple((float(s.labels["le"]), s.value) for s in samples if s.name.endswith("_bucket"))
+
+
+def _counts(counter: Counter) -> dict[tuple[str, ...], int]:
+    samples = (sample for family in counter.collect() for sample in family.samples)
+    return {tuple(s.labels.values()): int(s.value) for s in samples if s.name.endswith("_total")}
 
 
 class _LoraxCounts(Collector):

@@ -150,11 +150,14 @@ class OpenAI:
             "owned_by": "atoll",
             "root": name,
             "parent": None,
+            "columns": None,
         }
 
     def _card(self, model_id: str, adapter: StoredAdapter) -> dict[str, Any]:
-        """`root` names the exact revision, `parent` the base model."""
-        return self._base_card() | {"id": model_id, "root": adapter.id, "parent": self._gateway.base.name}
+        """`root` names the exact revision, `parent` the base model, `columns` what its template takes."""
+        columns = list(adapter.contract.prompt.columns) if adapter.contract else None
+        fields = {"id": model_id, "root": adapter.id, "parent": self._gateway.base.name, "columns": columns}
+        return self._base_card() | fields
 
 
 async def _frames(

@@ -40,6 +40,8 @@ class Model(_Part):
     """The exact revision of an adapter."""
     parent: str | None
     """The base model of an adapter."""
+    columns: list[str] | None
+    """The columns of an adapter's template; null where it has none, and for the base."""
 
 
 class ModelList(_Part):

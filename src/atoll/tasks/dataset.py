@@ -17,9 +17,20 @@ from atoll.config.task import SourceConfig, TaskConfig
 from atoll.errors import DataError
 from atoll.tasks.generated.partition import Split
 from atoll.tasks.metrics import find_metric
-from atoll.tasks.reading import Record, as_text, has_local_files, read_file, read_source
+from atoll.tasks.reading import Record, as_text, has_local_files, hub_dataset, read_file, read_source
 
-__all__ = ["SPLITS", "Example", "Split", "data_digest", "has_split", "is_at_hand", "load_split", "metric_columns"]
+__all__ = [
+    "SPLITS",
+    "Example",
+    "Split",
+    "data_digest",
+    "has_split",
+    "is_at_hand",
+    "load_rows",
+    "load_split",
+    "metric_columns",
+    "split_hub_dataset",
+]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SUFFIXES = (".jsonl.gz", ".jsonl", ".csv", ".parquet")
@@ -67,6 +78,16 @@ def load_split(
     return examples[:limit]
 
 
+def load_rows(
+    task: TaskConfig, split: Split, *, data_root: Path | None = None, for_scoring: bool = False
+) -> list[Example]:
+    """All rows of a split in the order of its source, those that `load_split` sets aside for validation included.
+
+    Raises DataError and ConfigError as `load_split` does.
+    """
+    return _load(task, split, data_root, metric_columns(task) if for_scoring else ())
+
+
 def metric_columns(task: TaskConfig) -> tuple[str, ...]:
     """The columns that the task's metrics read beside the target. Raises ConfigError for an unknown metric."""
     return tuple(dict.fromkeys(column for name in task.metrics for column in find_metric(name).columns))
@@ -85,6 +106,14 @@ def is_at_hand(task: TaskConfig, split: Split, *, data_root: Path | None = None)
     if _replacement(task, split, data_root) is not None:
         return True
     return source is not None and (source.path is None or has_local_files(source.path))
+
+
+def split_hub_dataset(task: TaskConfig, split: Split, *, data_root: Path | None = None) -> str:
+    """The hub's data set that a split is read from: `owner/name` or `owner/name@revision`, "" for other sources."""
+    source: SourceConfig | None = getattr(task.dataset, split)
+    if source is None or source.path is None or _replacement(task, split, data_root) is not None:
+        return ""
+    return hub_dataset(source.path)
 
 
 def data_digest(examples: Sequence[Example]) -> str:

@@ -85,7 +85,7 @@ def estimate_member(member: FleetMember, audit: TaskAudit, shape: BaseShape) -> 
     num_examples = next(split.num_used for split in audit.splits if split.split == "train")
     steps_per_epoch = math.ceil(num_examples / trainer.effective_batch_size)
     num_steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or math.inf)
-    num_rounds = num_steps / max(1, math.ceil(steps_per_epoch / trainer.evaluations_per_epoch))
+    num_rounds = num_steps / trainer.evaluate_every(steps_per_epoch)
     return MemberEstimate(
         name=member.name,
         num_steps=int(num_steps),

@@ -12,19 +12,15 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from atoll.config.task import SourceConfig
 from atoll.errors import DataError
+from atoll.tasks.parts import Record, as_text, take_part
+
+__all__ = ["Record", "as_text", "has_local_files", "read_file", "read_source"]
 
 _HUB_ADDRESS = re.compile(r"datasets/(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/\w+/[\w.-]+|[^/]+))?/(?P<path>.+)")
-
-
-class Record(NamedTuple):
-    """A row as its file has it, and where it stands there."""
-
-    values: dict[str, Any]
-    where: str
 
 
 def read_source(source: SourceConfig) -> list[Record]:
@@ -32,12 +28,22 @@ def read_source(source: SourceConfig) -> list[Record]:
     if source.path is None:
         raise ValueError("a source of files has a path")
     records = [record for path in _find(source.path) for record in read_file(path)]
-    return records if source.sql is None else _query(records, source.sql, source.path)
+    if source.sql is not None:
+        records = _query(records, source.sql, source.path)
+    return records if source.part is None else take_part(records, source.part)
 
 
 def has_local_files(path: str) -> bool:
     """Whether a source's path or glob stands for files on this machine."""
     return "://" not in path and bool(_matches(path))
+
+
+def hub_dataset(path: str) -> str:
+    """`owner/name` or `owner/name@revision` of an address of the hub, "" for other paths."""
+    match = _HUB_ADDRESS.fullmatch(path.removeprefix("hf://")) if path.startswith("hf://") else None
+    if match is None:
+        return ""
+    return f"{match['repo']}@{match['revision']}" if match["revision"] else match["repo"]
 
 
 def read_file(path: Path) -> Iterator[Record]:
@@ -213,16 +219,3 @@ def _arrow(values: Iterable[Any]) -> Any:
         except (pa.ArrowException, OverflowError):
             pass
     return pa.array([None if value is None else as_text(value) for value in column], type=pa.string())
-
-
-def as_text(value: Any) -> str:
-    """A value as its file writes it: 1 is "1", 0.5 is "0.5", true is "true", a list or mapping is JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, list | tuple | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -75,6 +75,10 @@ class PromptRenderer:
         self._template: Sequence[TemplatePart] = parse_template(prompt.template)
         self._columns = [column for column in input_columns if column in prompt.columns]
         self._target_column = target_column
+        self._system = prompt.system
+        # A worked answer goes on where the template's own words end, and below a column's text.
+        last = self._template[-1]
+        self._answer_gap = "\n" if last.is_column else "" if last.text[-1:].isspace() else " "
         if self.uses_chat:
             self._frame = chat_frame(tokenizer, prompt.system)
         else:
@@ -89,14 +93,38 @@ class PromptRenderer:
         ids = self._prompt_ids(row)
         if self.max_length is None or len(ids) + reserve_tokens <= self.max_length:
             return RenderedPrompt(ids, num_cut_tokens=0)
-        kept = self._cut(row, self.max_length - reserve_tokens)
-        if kept is None:
-            raise DataError(
-                f"the prompt does not fit in {self.max_length} tokens, even without its longest column",
-                why=f"the answer takes {reserve_tokens} of them",
-                mend="raise `max_length`, shorten the template, or leave out examples with very long answers",
-            )
+        kept = self._prompt_ids(self._cut(row, self.max_length - reserve_tokens, reserve_tokens))
         return RenderedPrompt(kept, num_cut_tokens=len(ids) - len(kept))
+
+    def fitted(self, row: Mapping[str, str]) -> Mapping[str, str]:
+        """`row` itself where its prompt fits, else with its longest input column cut. Raises as `prompt` does."""
+        row = self._checked(row, self._columns)
+        if self.max_length is None or len(self._prompt_ids(row)) <= self.max_length:
+            return row
+        return self._cut(row, self.max_length, 0)
+
+    def prompt_after(self, row: Mapping[str, str], shots: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a prompt that shows worked examples first, each as its filled template and its target.
+
+        In chat mode all of it is one user message. Nothing is cut. Raises DataError if a column is missing.
+        """
+        pieces: list[Piece] = []
+        for shot in shots:
+            self._checked(shot, [*self._columns, self._target_column])
+            pieces += [
+                *self._filled(shot),
+                Piece(f"{self._answer_gap}{shot[self._target_column]}\n\n", is_control=False),
+            ]
+        return self._framed_ids([*pieces, *self._filled(self._checked(row, self._columns))])
+
+    def messages(self, row: Mapping[str, str]) -> list[Message]:
+        """The prompt as chat messages, for a model that writes its own chat template around them. Raises DataError."""
+        user: Message = {"role": "user", "content": self.text(row)}
+        return [{"role": "system", "content": self._system}, user] if self._system else [user]
+
+    def plain_text(self, row: Mapping[str, str]) -> str:
+        """The whole prompt of plain mode, the system text included. Raises DataError."""
+        return "".join(piece.text for piece in self._frame.before) + self.text(row)
 
     def supervised(self, row: Mapping[str, str]) -> RenderedExample:
         """The whole example of `row`. Raises DataError as `prompt` does."""
@@ -114,7 +142,9 @@ class PromptRenderer:
         return max(len(self._encoder.continuation(row[column])) for column in self._columns)
 
     def _prompt_ids(self, row: Mapping[str, str]) -> list[int]:
-        filled = self._filled(row)
+        return self._framed_ids(self._filled(row))
+
+    def _framed_ids(self, filled: list[Piece]) -> list[int]:
         if self._frame.trims:
             filled = [Piece("".join(piece.text for piece in filled).strip(), is_control=False)]
         return self._encoder.prompt([*self._frame.before, *filled, *self._frame.after])
@@ -129,16 +159,25 @@ class PromptRenderer:
         lead = "" if target[:1].isspace() or not target else self._frame.lead
         return self._encoder.continuation(lead + target)
 
-    def _cut(self, row: Mapping[str, str], max_tokens: int) -> list[int] | None:
-        """The prompt with as many leading characters of the longest column as fit; None if not even none fits."""
+    def _cut(self, row: Mapping[str, str], max_tokens: int, num_reserved: int) -> Mapping[str, str]:
+        """The row with as many leading characters of its longest column as fit. Raises DataError."""
         column = max(self._columns, key=lambda name: len(self._encoder.continuation(row[name])))
 
-        def with_chars(num_chars: int) -> list[int]:
-            return self._prompt_ids({**row, column: row[column][:num_chars]})
+        def with_chars(num_chars: int) -> dict[str, str]:
+            return {**row, column: row[column][:num_chars]}
+
+        def num_tokens(num_chars: int) -> int:
+            return len(self._prompt_ids(with_chars(num_chars)))
 
         # More characters may mean fewer tokens here and there; bisect still ends at a length it has seen to fit.
-        num_fitting = bisect.bisect(range(len(row[column]) + 1), max_tokens, key=lambda n: len(with_chars(n)))
-        return with_chars(num_fitting - 1) if num_fitting else None
+        num_fitting = bisect.bisect(range(len(row[column]) + 1), max_tokens, key=num_tokens)
+        if num_fitting:
+            return with_chars(num_fitting - 1)
+        raise DataError(
+            f"the prompt does not fit in {self.max_length} tokens, even without its longest column",
+            why=f"the answer takes {num_reserved} of them",
+            mend="raise `max_length`, shorten the template, or leave out examples with very long answers",
+        )
 
     def _checked(self, row: Mapping[str, str], columns: Iterable[str]) -> Mapping[str, str]:
         for column in columns:

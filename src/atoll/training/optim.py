@@ -13,8 +13,14 @@ from atoll.config.fleet import TrainerConfig
 from atoll.kernels.lora import LoraWeights
 
 
-def learning_rate_at(step: int, total_steps: int, config: TrainerConfig, peak: float) -> float:
-    """The rate of one step (counted from 0): a linear warm-up, then the configured decay towards 0."""
+def learning_rate_at(
+    step: int, total_steps: int, config: TrainerConfig, peak: float, steps_per_cycle: int | None = None
+) -> float:
+    """The rate of one step (counted from 0): a linear warm-up, then the configured decay towards 0.
+
+    steps_per_cycle: after how many steps `cosine_with_restarts` begins anew; the whole schedule unless given. Source of
+    the restarts: SGDR, arXiv 1608.03983.
+    """
     warmup = math.ceil(config.warmup_fraction * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -22,6 +28,9 @@ def learning_rate_at(step: int, total_steps: int, config: TrainerConfig, peak: f
     match config.learning_rate_scheduler:
         case "cosine":
             return peak * 0.5 * (1 + math.cos(math.pi * progress))
+        case "cosine_with_restarts":
+            cycle = steps_per_cycle or max(1, total_steps)
+            return peak * 0.5 * (1 + math.cos(math.pi * ((step - warmup) % cycle) / cycle))
         case "linear":
             return peak * (1 - progress)
         case "constant":
@@ -32,19 +41,26 @@ class AdapterOptimizer:
     """torch's AdamW with the adapter's own rate and gradient norm. Its state can be flattened and restored exactly."""
 
     def __init__(
-        self, weights: Mapping[str, LoraWeights], config: TrainerConfig, *, peak: float, total_steps: int
+        self,
+        weights: Mapping[str, LoraWeights],
+        config: TrainerConfig,
+        *,
+        peak: float,
+        total_steps: int,
+        steps_per_cycle: int | None = None,
     ) -> None:
         self.parameters = trainable_tensors(weights)
         self._names = [f"{name}.{side}" for name in weights for side in "ab"]
         self._config = config
         self._peak = peak
         self._total_steps = total_steps
+        self._steps_per_cycle = steps_per_cycle
         self._adamw = torch.optim.AdamW(self.parameters, lr=peak, weight_decay=config.weight_decay)
 
     def step(self, step: int) -> tuple[float, float]:
         """Clip, update and clear the gradients. Returns (gradient norm before clipping, learning rate)."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.max_grad_norm)
-        rate = learning_rate_at(step, self._total_steps, self._config, self._peak)
+        rate = learning_rate_at(step, self._total_steps, self._config, self._peak, self._steps_per_cycle)
         self._adamw.param_groups[0]["lr"] = rate
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)

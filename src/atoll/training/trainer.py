@@ -41,7 +41,10 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a trainer tells after each pass. step_loss: mean token loss of the last whole step, in nats."""
+    """What a trainer tells after each pass. step_loss: mean token loss of the last whole step, in nats.
+
+    num_tokens: of this adapter so far. seconds: of the whole run so far.
+    """
 
     name: str
     step: int
@@ -51,7 +54,18 @@ class Progress:
     learning_rate: float
     grad_norm: float
     num_tokens: int
+    seconds: float
     finished: bool
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """What one pass took: its tokens of all adapters, and what the validation rounds within it took beside that."""
+
+    num_tokens: int
+    seconds: float
+    num_validation_tokens: int = 0
+    validation_seconds: float = 0.0
 
 
 @dataclass
@@ -87,15 +101,25 @@ class AdapterRun:
         self.order = ExampleOrder(len(self.job.train.examples), config.effective_batch_size, config.seed)
         steps = config.epochs * self.order.steps_per_epoch
         self.total_steps = steps if config.max_steps is None else min(config.max_steps, steps)
+        self.evaluate_every = config.evaluate_every(self.order.steps_per_epoch)
         self.optimizer = AdapterOptimizer(
-            self.weights, config, peak=self.job.learning_rate, total_steps=self.total_steps
+            self.weights,
+            config,
+            peak=self.job.learning_rate,
+            total_steps=self.total_steps,
+            steps_per_cycle=self.evaluate_every,
         )
-        self.evaluate_every = max(1, math.ceil(self.order.steps_per_epoch / config.evaluations_per_epoch))
 
     @property
     def planned_tokens(self) -> float:
         """Tokens that the whole schedule passes."""
         return self.job.train.num_tokens * self.total_steps / self.order.steps_per_epoch
+
+    @property
+    def planned_validation_tokens(self) -> int:
+        """Tokens of all validation rounds of the whole schedule."""
+        split = self.job.validation
+        return 0 if split is None else split.num_tokens * math.ceil(self.total_steps / self.evaluate_every)
 
     @property
     def pending(self) -> list[int]:
@@ -111,11 +135,11 @@ class AdapterRun:
         """Remember the weights as they are now, in host memory."""
         self.best = [parameter.detach().to("cpu", copy=True) for parameter in self.optimizer.parameters]
 
-    def progress(self) -> Progress:
+    def progress(self, seconds: float) -> Progress:
         c = self.counters
         return Progress(
             self.job.name, c.step, self.total_steps, c.step_loss, c.validation_loss, c.learning_rate, c.grad_norm,
-            c.num_tokens, c.finished,
+            c.num_tokens, round(seconds, 3), c.finished,
         )  # fmt: skip
 
 
@@ -134,11 +158,16 @@ class Trainer:
         *,
         run_folder: Path | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
+        on_pass: Callable[[PassTime], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._base = base
-        self._config = config
+        self.config = config
         self._run_folder = run_folder
         self._on_progress = on_progress
+        self._on_pass = on_pass
+        self._clock = clock
+        self._validated = (0, 0.0)
         max_rank = max(job.adapter.r for job in jobs)
         self.bank = AdapterBank(base.model, num_slots=len(jobs), max_rank=max_rank, dtype=torch.float32)
         self.runs = [
@@ -159,16 +188,22 @@ class Trainer:
 
     def train(self) -> bool:
         """Train to the end. Returns False if it was asked to stop before; a checkpoint then tells where."""
-        started, before = time.monotonic(), self.seconds
+        started, before = self._clock(), self.seconds
         steps_at_checkpoint = self._num_steps()
         while active := [run for run in self.runs if not run.counters.finished]:
             if self._stop_requested:
                 self._checkpoint()
                 return False
-            self._pass(active)
+            began = self._clock()
+            num_tokens, passed = self._pass(active)
             self.num_passes += 1
-            self.seconds = before + time.monotonic() - started
-            if self._num_steps() - steps_at_checkpoint >= self._config.checkpoint_every_steps:
+            now = self._clock()
+            self.seconds = before + now - started
+            num_validated, validation_s = self._validated
+            self._on_pass(PassTime(num_tokens, now - began - validation_s, num_validated, validation_s))
+            for run in passed:
+                self._on_progress(run.progress(self.seconds))
+            if self._num_steps() - steps_at_checkpoint >= self.config.checkpoint_every_steps:
                 self._checkpoint()
                 steps_at_checkpoint = self._num_steps()
         self._checkpoint()
@@ -219,7 +254,9 @@ class Trainer:
         if self._run_folder is not None:
             save_checkpoint(self._run_folder, self.num_passes, self.state(), self.tensors())
 
-    def _pass(self, active: list[AdapterRun]) -> None:
+    def _pass(self, active: list[AdapterRun]) -> tuple[int, list[AdapterRun]]:
+        """Returns the tokens of the pass and the adapters that were in it."""
+        self._validated = (0, 0.0)
         queues = {run.job.name: [len(run.job.train.examples[i].ids) for i in run.pending] for run in active}
         taken = self._mixer.take(queues)
         chosen = [run for run in active if run.job.name in taken]
@@ -234,7 +271,7 @@ class Trainer:
             counters.num_tokens += sum(len(example.ids) for example in groups[run.slot])
             if not run.pending:
                 self._step(run)
-            self._on_progress(run.progress())
+        return packed.num_tokens, chosen
 
     def _dropouts(self, runs: list[AdapterRun]) -> dict[int, Dropout]:
         """A seed for each adapter and pass that depends on its own progress only."""
@@ -264,8 +301,10 @@ class Trainer:
             self._validate(run, run.job.validation)
 
     def _validate(self, run: AdapterRun, split: TokenizedSplit) -> None:
-        counters = run.counters
+        counters, began = run.counters, self._clock()
         counters.validation_loss = self._mean_loss(run.slot, split)
+        num_tokens, seconds = self._validated
+        self._validated = (num_tokens + split.num_tokens, seconds + self._clock() - began)
         if counters.best_loss is None or counters.validation_loss < counters.best_loss:
             counters.best_loss, counters.best_step, counters.bad_rounds = counters.validation_loss, counters.step, 0
             run.keep_best()
@@ -276,7 +315,7 @@ class Trainer:
 
     def _mean_loss(self, slot: int, split: TokenizedSplit) -> float:
         """Mean token loss of a split, in passes under the token budget."""
-        mixer = PassMixer({"": 1.0}, self._config.token_budget)
+        mixer = PassMixer({"": 1.0}, self.config.token_budget)
         examples, total = list(split.examples), 0.0
         while examples:
             count = mixer.take({"": [len(example.ids) for example in examples]})[""]

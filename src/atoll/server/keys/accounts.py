@@ -40,7 +40,8 @@ class Accounts:
         self.limiter = KeyLimiter()
         self._price_per_token_usd = price_per_million_tokens_usd / 1e6
         self._journal = Journal(folder)
-        self._folding = Folding(UsageStore(database), folder, self._journal, fold_s)
+        self.usage = UsageStore(database)
+        self._folding = Folding(self.usage, folder, self._journal, fold_s)
 
     def __enter__(self) -> Accounts:
         self.ring.start()

@@ -15,6 +15,7 @@ from atoll.server.errors import HeadTooLargeError, error_response
 from atoll.server.keys.accounts import Accounts
 from atoll.server.keys.hosts import HostRule
 from atoll.server.settings import ServerSettings
+from atoll.server.ui.door import NOBODY, Door
 
 # Everything else, addresses that do not exist among it, is for keys with the scope admin.
 USE_PATHS = frozenset(
@@ -43,7 +44,8 @@ _MEND = "send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
 class Guard:
     """ASGI middleware. With `accounts` every address but the health checks needs a key; without, a host of `hosts`.
 
-    on_refused: hears the code of each refusal.
+    door: of the web page, where there is one: below /ui a session stands for its key, and login and static files are
+    for everybody. on_refused: hears the code of each refusal.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Guard:
         hosts: HostRule,
         settings: ServerSettings,
         on_refused: Callable[[str], None],
+        door: Door | None = None,
     ) -> None:
         self._app = app
+        self._door = door
         self._on_refused = on_refused
         self._accounts = accounts
         self._hosts = hosts
@@ -68,15 +72,17 @@ class Guard:
             await self._app(scope, receive, send)
             return
         with ExitStack() as leaving:
+            answer: ASGIApp = self._app
             try:
                 self._check_head(scope)
                 if scope["path"] not in HEALTH_PATHS:
-                    self._let_in(scope, leaving)
+                    answer = (self._door and self._door.to_page(scope)) or answer
+                    if answer is self._app:
+                        self._let_in(scope, leaving)
             except AtollError as error:
                 self._on_refused(error.code)
-                await error_response(scope["path"], error)(scope, receive, send)
-                return
-            await self._app(scope, receive, send)
+                answer = self._refusal(scope, error)
+            await answer(scope, receive, send)
 
     def _check_head(self, scope: ConnectionScope) -> None:
         """h11 bounds what it has to wait for; a head that comes in one piece is larger than that in no time."""
@@ -84,23 +90,32 @@ class Guard:
         if num_bytes > self._settings.max_header_bytes or len(scope["headers"]) > self._settings.max_headers:
             raise HeadTooLargeError("the request has too many headers, or too long ones")
 
+    def _refusal(self, scope: ConnectionScope, error: AtollError) -> ASGIApp:
+        page = self._door.refused(scope, error) if self._door else None
+        return page or error_response(scope["path"], error)
+
     def _let_in(self, scope: ConnectionScope, leaving: ExitStack) -> None:
         """Note in the scope who it is. Raises Unauthorized, Forbidden, RateLimited, Unavailable."""
         if self._accounts is None:
             self._hosts.check(scope)
             scope[SCOPE_KEY] = ANYBODY
             return
-        key = self._accounts.ring.find(_shown_key(scope))
+        if self._door is not None and self._door.is_open(scope["path"]):
+            scope[SCOPE_KEY] = NOBODY
+            return
+        key_id = self._door.key_id(scope) if self._door else None
+        ring = self._accounts.ring
+        key = ring.find(_shown_key(scope)) if key_id is None else ring.find_by_id(key_id)
         caller = scope[SCOPE_KEY] = key.caller
-        wanted = "use" if _is_for_use(scope["path"]) else "admin"
+        wanted = "use" if self._is_for_use(scope["path"]) else "admin"
         if wanted not in caller.scopes:
             what = f"this address needs a key with the scope {wanted}"
             raise Forbidden(what + (", or does not exist" if wanted == "admin" else ""))
         leaving.enter_context(self._accounts.limiter.request(key))
 
-
-def _is_for_use(path: str) -> bool:
-    return path in USE_PATHS or path.startswith(USE_PREFIXES)
+    def _is_for_use(self, path: str) -> bool:
+        is_page_for_use = self._door is not None and self._door.is_for_use(path)
+        return path in USE_PATHS or path.startswith(USE_PREFIXES) or is_page_for_use
 
 
 def _shown_key(scope: ConnectionScope) -> str:

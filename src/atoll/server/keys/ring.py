@@ -65,11 +65,22 @@ class KeyRing:
 
     def find(self, text: str) -> Key:
         """The key that somebody shows. Raises Unauthorized, and Unavailable when the database is away for too long."""
-        if time.monotonic() - self._seen_at_s > self._max_age_s:
-            raise Unavailable("the keys cannot be checked", why="their database does not answer")
+        self._check_age()
         key = self._keys.get(key_id_of(text) or "")
         is_right = hmac.compare_digest(key.digest if key else _NO_DIGEST, digest_of(text))
-        if key is None or not is_right:
+        return self._checked(key if is_right else None)
+
+    def find_by_id(self, key_id: str) -> Key:
+        """The key of somebody who has shown it before. Raises as `find` does."""
+        self._check_age()
+        return self._checked(self._keys.get(key_id))
+
+    def _check_age(self) -> None:
+        if time.monotonic() - self._seen_at_s > self._max_age_s:
+            raise Unavailable("the keys cannot be checked", why="their database does not answer")
+
+    def _checked(self, key: Key | None) -> Key:
+        if key is None:
             raise Unauthorized("this key is not valid", mend="see that it is whole, and meant for this server")
         if key.revoked_at_s is not None:
             raise Unauthorized("this key has been revoked", mend="ask for a new one")

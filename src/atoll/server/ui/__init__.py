@@ -1,0 +1,1 @@
+"""The web page: what browsers are shown below /ui, over the same gateway as the API."""
