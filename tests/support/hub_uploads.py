@@ -70,7 +70,8 @@ class UploadHub(FakeHub):
         return {"transfer": "basic", "objects": objects}
 
     def _commit(self, path: str, body: bytes) -> dict[str, Any]:
-        repo = self.repos[path.removeprefix("/api/models/").removesuffix("/commit/main")]
+        name = path.removeprefix("/api/models/").removesuffix("/commit/main")
+        repo = self.repos[name]
         for line in body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -80,7 +81,7 @@ class UploadHub(FakeHub):
                 repo.files[value["path"]] = base64.b64decode(value["content"])
             else:
                 repo.files[value["path"]] = self.large[value["oid"]]
-        return {"success": True, "commitOid": repo.commit, "commitUrl": f"{self.url}/commit/{repo.commit}"}
+        return {"success": True, "commitOid": repo.commit, "commitUrl": f"{self.url}/{name}/commit/{repo.commit}"}
 
 
 @contextmanager
