@@ -48,7 +48,7 @@ def demo(
         seconds, price = time.monotonic() - started_at_s, hourly_price()
         cents = 100 * cost_usd(seconds, price)
         _say(f"done in {seconds / 60:.1f} minutes for {cents:.1f} cents ({price.name}, ${price.usd_per_hour}/h)")
-        print(f"report:  {output / 'eval' / 'report.md'}")
+        print(f"report:  {output / 'eval' / 'report.html'}")
         print(f"try:     atoll run dates --store {store} 'le 3 mars 2021'")
         if sys.stdin.isatty() and sys.stdout.isatty():
             print(f"serving on {address} until Ctrl-C", flush=True)
