@@ -2,10 +2,11 @@
 
 make bench-tune      or      .venv/bin/python bench/tune.py --dtype bfloat16
 
-Both train rank 16 on all linear layers, on the same examples: random tokens, 64 to 192 in an example, the last 16 of
-them trained. Atoll trains all adapters in one run; the Trainer trains one adapter after another, its examples packed
-side by side into rows of 512, which is what packing does by default. All cases have the same tokens in all, each runs
-in a process of its own, and only the training itself is timed: no loading, no building of adapters.
+Both train rank 16 on all linear layers, on the same examples: random tokens, 64 to 192 in an example, of which each
+begins with the instruction of its adapter, and the last 16 are trained. Atoll trains all adapters in one run; the
+Trainer trains one adapter after another, its examples packed side by side into rows of 512, which is what packing does
+by default. All cases have the same tokens in all, each runs in a process of its own, and only the training itself is
+timed: no loading, no building of adapters.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Setup:
     dtype: Literal["float32", "bfloat16"]
     num_adapters: int
     num_tokens: int
+    instruction: int
 
     @property
     def tokens_each(self) -> int:
@@ -73,6 +75,7 @@ def main() -> int:
     options = parser(__doc__, rounds=2)
     options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options.add_argument("--tokens", type=int, default=16384, help="of all adapters together (16384)")
+    options.add_argument("--instruction", type=int, default=40, help="tokens that an adapter's examples share (40)")
     options.add_argument("--adapters", default="1,4,16", help="numbers of adapters, with commas (1,4,16)")
     given = options.parse_args()
     counts = [2] if given.quick else [int(count) for count in given.adapters.split(",")]
@@ -83,7 +86,7 @@ def main() -> int:
     results: dict[int, list[tuple[Trained, Trained]]] = {count: [] for count in counts}
     for index in range(1 if given.quick else given.rounds):
         for count in counts:
-            setup = Setup(given.base, given.dtype, count, num_tokens)
+            setup = Setup(given.base, given.dtype, count, num_tokens, given.instruction)
             ours, theirs = in_a_process(train_with_atoll, setup), in_a_process(train_with_trainer, setup)
             say(f"round {index + 1}, {count}: {ours.tokens_per_s:.0f} and {theirs.tokens_per_s:.0f} tokens/s")
             results[count].append((ours, theirs))
@@ -98,15 +101,16 @@ def in_a_process(train: Callable[[Setup], Trained], setup: Setup) -> Trained:
         return pool.submit(train, setup).result()
 
 
-def examples(num_tokens: int, seed: int, vocab_size: int) -> list[TokenizedExample]:
-    """Random examples with `num_tokens` tokens in all."""
+def examples(num_tokens: int, instruction: int, seed: int, vocab_size: int) -> list[TokenizedExample]:
+    """Random examples with `num_tokens` tokens in all, each of which begins with the same `instruction` tokens."""
     draw = random.Random(seed)
+    shared = tuple(draw.randrange(vocab_size) for _ in range(instruction))
     made, left = [], num_tokens
     while left:
         length = min(draw.randint(*LENGTHS), left)
         if 0 < left - length < LENGTHS[0]:
             length = left if left <= LENGTHS[1] else left - LENGTHS[0]
-        ids = tuple(draw.randrange(vocab_size) for _ in range(length))
+        ids = shared + tuple(draw.randrange(vocab_size) for _ in range(length - instruction))
         made.append(TokenizedExample(ids, length - NUM_TARGETS))
         left -= length
     return made
@@ -123,7 +127,7 @@ def train_with_atoll(setup: Setup) -> Trained:
         vocab_size = int(base.model.config.vocab_size)
         jobs = []
         for seed in range(setup.num_adapters):
-            split = TokenizedSplit(tuple(examples(num_tokens_each, seed, vocab_size)), 0)
+            split = TokenizedSplit(tuple(examples(num_tokens_each, setup.instruction, seed, vocab_size)))
             jobs.append(TrainingJob(f"a{seed}", LoraConfig(r=RANK), config, LEARNING_RATE, split, None))
         trainer = Trainer(base, jobs, config)
         start = time.perf_counter()
@@ -145,10 +149,10 @@ def train_with_trainer(setup: Setup) -> Trained:
             folder, dtype=getattr(torch, setup.dtype), local_files_only=True
         )
     vocab_size = int(base.config.vocab_size)
-    _train_one(base, rows_of(examples(ROW, 0, vocab_size)))
+    _train_one(base, rows_of(examples(ROW, setup.instruction, 0, vocab_size)))
     seconds = 0.0
     for seed in range(setup.num_adapters):
-        seconds += _train_one(base, rows_of(examples(setup.tokens_each, seed, vocab_size)))
+        seconds += _train_one(base, rows_of(examples(setup.tokens_each, setup.instruction, seed, vocab_size)))
     return Trained(setup.tokens_each * setup.num_adapters, seconds, rss_bytes())
 
 

@@ -112,18 +112,15 @@ def _sections(model: type[BaseModel]) -> list[type[BaseModel]]:
     found: dict[type[BaseModel], None] = {}
 
     def visit(kind: Any) -> None:
-        if inspect.isclass(kind) and issubclass(kind, BaseModel):
-            if kind is not model and kind not in found:
-                found[kind] = None
-            if kind is model or kind in found:
-                for field in kind.model_fields.values():
-                    if field.annotation not in found:
-                        visit(field.annotation)
+        if inspect.isclass(kind) and issubclass(kind, BaseModel) and kind not in found:
+            found[kind] = None
+            for field in kind.model_fields.values():
+                visit(field.annotation)
         for argument in typing.get_args(kind):
             visit(argument)
 
     visit(model)
-    return list(found)
+    return [section for section in found if section is not model]
 
 
 def http_reference() -> str:

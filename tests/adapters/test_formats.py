@@ -16,6 +16,7 @@ from atoll.adapters.routing import Routing
 from atoll.model.attention import PackedContext, attending
 from support.adapters import random_peft_model, save_random_adapter
 from support.configs import linear_names, random_config
+from support.packing import spans_between
 from support.tiny import make_model
 
 NUM_MIXED = 3
@@ -31,7 +32,7 @@ def mixed_logits(folders: list[Path], *, max_rank: int) -> torch.Tensor:
     for slot, folder in enumerate(folders):
         bank.load(slot, read_adapter(folder, check=bank.check))
     n = len(folders)
-    context = PackedContext(torch.arange(n + 1, dtype=torch.int32) * len(IDS))
+    context = PackedContext(spans_between(range(0, (n + 1) * len(IDS), len(IDS))))
     ids, positions = torch.tensor([IDS * n]), torch.arange(len(IDS)).repeat(n)[None]
     with torch.inference_mode(), attending(context), bank.routed(Routing.from_lengths((i, len(IDS)) for i in range(n))):
         logits: torch.Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits

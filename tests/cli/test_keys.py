@@ -97,7 +97,7 @@ def test_a_key_is_printed_alone_and_never_again(environment: dict[str, str]) -> 
 
 def test_keys_are_revoked_by_their_ids(environment: dict[str, str]) -> None:
     made = [json.loads(keys(environment, "create", "--json")) for _ in range(2)]
-    keys(environment, "revoke", made[0]["id"])
+    assert json.loads(keys(environment, "revoke", made[0]["id"], "--json")) == {"revoked": made[0]["id"]}
     assert {key["id"]: key["revoked"] is not None for key in listed(environment)} == {
         made[0]["id"]: True,
         made[1]["id"]: False,

@@ -71,7 +71,7 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, workplace: P
         "ATOLL_STORE": str(workplace / "store"),
     }
     for command in commands:
-        words = [word if word != "100" else "3" for word in shlex.split(command)]
+        words = ["3" if word == "100" else word for word in shlex.split(command)]  # --limit: few answers are enough
         done = subprocess.run(
             words, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300, check=False
         )

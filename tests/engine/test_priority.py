@@ -8,7 +8,7 @@ import pytest
 
 from atoll.engine.scheduler import Scheduler
 from atoll.engine.state import RequestState
-from support.scheduling import Limits, is_done, make_request
+from support.scheduling import Limits, make_request, run_one_step
 
 LIMITS = Limits(num_blocks=256, block_size=4, num_slots=4, max_batch_tokens=64, max_num_requests=1)
 
@@ -21,14 +21,8 @@ def order_of_ends(scheduler: Scheduler, states: list[RequestState]) -> list[int]
     """Run everything, with one place; the numbers of the states as they end."""
     ended: list[int] = []
     for _ in range(500):
-        batch = scheduler.schedule()
-        scheduler.advance(batch)
-        for chunk in batch.chunks:
-            if chunk.is_last:
-                chunk.state.token_ids.append(0)
-            if is_done(chunk.state):
-                scheduler.remove(chunk.state)
-                ended.append(states.index(chunk.state))
+        finished = run_one_step(scheduler)
+        ended += [number for number, state in enumerate(states) if state.arrival in finished]
         if len(ended) == len(states):
             return ended
     pytest.fail(f"only {ended} ended")

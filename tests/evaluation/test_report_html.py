@@ -18,6 +18,7 @@ from atoll.evaluation.outputs import ADAPTER, BASE, Inputs, Output
 from atoll.evaluation.report import write_report
 from atoll.evaluation.report_examples import MAX_OF_REPORT, MAX_OF_TASK, MIN_OF_TASK, Span, word_diff
 from support.answers import contender, output, outputs, record, write_raw
+from support.browsing import chromium
 
 REPORT_FILES = ("results.json", "report.md", "report.html", "scores.svg")
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&\u202eevil\x00 ]]> --> {{ 7 * 7 }}"
@@ -179,11 +180,7 @@ def test_inputs_that_are_not_the_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_browser_sorts_and_filters_without_a_complaint(hostile: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as runner:
-        browser = runner.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         complaints: list[str] = []
         page.on("console", lambda message: complaints.append(message.text))
@@ -198,7 +195,6 @@ def test_a_browser_sorts_and_filters_without_a_complaint(hostile: Path) -> None:
         assert page.locator(".example:visible").count() == MAX_OF_TASK // 3
         page.locator(".tools input").fill("nothing has this")
         assert page.locator(".example:visible").count() == 0
-        browser.close()
     assert complaints == []
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass, field
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from atoll.kernels.attention import PagedLayout, packed_attention, paged_attention
+from atoll.kernels.attention import PackedLayout, PagedLayout, packed_attention, paged_attention
+from atoll.kernels.cpu import packed as cpu_packed
 from atoll.kernels.kv import KVCache, KVShape, block_bytes
+from atoll.kernels.reference import attention as reference
+from atoll.kernels.spans import Span
+from support.packing import spans_between
 
 HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, SCALE = 6, 2, 8, 4, 0.3
 OPTIONS = pytest.mark.parametrize(
@@ -48,17 +55,18 @@ def draw(num_tokens: int, *, seed: int = 0, grad: bool = False) -> tuple[Tensor,
 def test_packed_equals_each_example_alone(window: int | None, softcap: float | None) -> None:
     starts = [0, 9, 10, 30, 33]
     q, k, v = draw(33)
-    out = packed_attention(q, k, v, starts, scale=SCALE, window=window, softcap=softcap)
+    layout = PackedLayout(spans_between(starts))
+    out = packed_attention(q, k, v, layout, scale=SCALE, window=window, softcap=softcap)
     for start, stop in itertools.pairwise(starts):
         torch.testing.assert_close(out[start:stop], naive(q[start:stop], k[start:stop], v[start:stop], window, softcap))
 
 
 @OPTIONS
 def test_packed_gradients_stay_within_the_example(window: int | None, softcap: float | None) -> None:
-    starts = [0, 12, 13, 25]
+    layout = PackedLayout(spans_between([0, 12, 13, 25]))
     packed, alone = draw(25, grad=True), draw(25, grad=True)
     weight = torch.randn(25, HEADS, VALUE_DIM, generator=torch.Generator().manual_seed(1))
-    out = packed_attention(*packed, starts, scale=SCALE, window=window, softcap=softcap)
+    out = packed_attention(*packed, layout, scale=SCALE, window=window, softcap=softcap)
     q, k, v = alone
     reference = naive(q[:12], k[:12], v[:12], window, softcap)
     gradients = torch.autograd.grad((out * weight)[:12].sum(), packed)
@@ -66,6 +74,51 @@ def test_packed_gradients_stay_within_the_example(window: int | None, softcap: f
     for mine, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
         assert not mine[12:].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.lists(
+        st.tuples(st.integers(0, 9), st.lists(st.integers(1, 20), min_size=1, max_size=5)), min_size=1, max_size=4
+    ),
+    window=st.sampled_from([None, 1, 6, 100]),
+    max_queries=st.sampled_from([3, 8, 256]),
+)
+def test_tiles_equal_the_reference_whatever_examples_share(
+    groups: list[tuple[int, list[int]]], window: int | None, max_queries: int
+) -> None:
+    spans = []
+    row = 0
+    for shared, lengths in groups:
+        prefix = (row, row + shared)
+        spans += [Span(*prefix)] if shared else []
+        row += shared
+        for length in lengths:
+            spans.append(Span(row, row + length, *prefix))
+            row += length
+    weight = torch.randn(row, HEADS, VALUE_DIM, generator=torch.Generator().manual_seed(1))
+    found = []
+    with mock.patch.object(cpu_packed, "MAX_QUERIES", max_queries), mock.patch.object(cpu_packed, "MAX_SCORES", 150):
+        tiles = cpu_packed.make_tiles(spans)
+    for attend in (
+        lambda *qkv: cpu_packed.attend(*qkv, tiles, scale=SCALE, window=window),
+        lambda *qkv: reference.attend_packed(*qkv, spans, scale=SCALE, window=window, softcap=None),
+    ):
+        qkv = draw(row, grad=True)
+        out = attend(*qkv)
+        found.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_an_example_behind_a_prefix_equals_the_whole() -> None:
+    q, k, v = draw(30)
+    layout = PackedLayout([Span(0, 10), Span(10, 22, 0, 10), Span(22, 30, 0, 10)])
+    for softcap in (None, 2.0):
+        out = packed_attention(q, k, v, layout, scale=SCALE, softcap=softcap)
+        for start, stop in ((10, 22), (22, 30)):
+            own = torch.cat([torch.arange(10), torch.arange(start, stop)])
+            torch.testing.assert_close(out[start:stop], naive(q[own], k[own], v[own], None, softcap)[10:])
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from atoll.errors import Incompatible
 from atoll.kernels.kv import KVCache
 from atoll.model.attention import PackedContext, PagedContext, atoll_attention, attending
 from atoll.model.probe import probe
+from support.packing import spans_between
 from support.tiny import ARCHITECTURES, make_model
 
 # Longer than the tiny models' windows (24), shorter, and of one token.
@@ -47,8 +49,8 @@ def run(model: Any, ids: Tensor, positions: Tensor, **options: Tensor) -> Tensor
 
 
 def packed(sequences: Sequence[Tensor]) -> tuple[PackedContext, Tensor, Tensor]:
-    starts = torch.tensor([0, *(len(ids) for ids in sequences)]).cumsum(0).int()
-    return PackedContext(starts), torch.cat(list(sequences)), torch.cat([torch.arange(len(ids)) for ids in sequences])
+    spans = spans_between([0, *itertools.accumulate(len(ids) for ids in sequences)])
+    return PackedContext(spans), torch.cat(list(sequences)), torch.cat([torch.arange(len(ids)) for ids in sequences])
 
 
 def test_packed_examples_equal_each_alone(model: Any) -> None:
@@ -182,7 +184,7 @@ def test_what_would_change_the_result_unnoticed_is_refused(option: dict[str, obj
     llama: Any = make_model("llama")
     module = llama.model.layers[0].self_attn
     q, kv = torch.zeros(1, 4, 3, 16), torch.zeros(1, 2, 3, 16)
-    context = PackedContext(torch.tensor([0, 3]))
+    context = PackedContext(spans_between([0, 3]))
     with attending(context), pytest.raises(Incompatible, match=name):
         atoll_attention(module, q, kv, kv, None, **option)  # type: ignore[arg-type]
     harmless = {"is_causal": True, "use_cache": False, "position_ids": torch.arange(3), "output_attentions": False}

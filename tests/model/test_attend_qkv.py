@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from atoll.kernels.kv import KVCache, KVShape
 from atoll.model.attention import PackedContext, PagedContext, attending, current_context
+from support.packing import spans_between
 
 HEADS, KV_HEADS, DIM, BLOCK_SIZE = 6, 2, 16, 4
 SPLIT = [HEADS, KV_HEADS, KV_HEADS]
@@ -52,7 +53,7 @@ def test_the_current_context_is_an_engines_step() -> None:
     with pytest.raises(RuntimeError, match="outside of an engine's step"):
         current_context()
     with (
-        attending(PackedContext(torch.tensor([0, 3]))),
+        attending(PackedContext(spans_between([0, 3]))),
         pytest.raises(RuntimeError, match="outside of an engine's step"),
     ):
         current_context()

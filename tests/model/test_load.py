@@ -18,6 +18,7 @@ from atoll.errors import AtollError, ConfigError, Incompatible, ModelNotFound
 from atoll.kernels.kv import KVShape
 from atoll.model.attention import PackedContext, attending
 from atoll.model.load import BaseModel, auto_dtype, load_base
+from support.packing import spans_between
 from support.tiny import ARCHITECTURES, make_model, make_tokenizer, save_tiny_base
 
 
@@ -28,7 +29,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def logits(base: BaseModel) -> torch.Tensor:
     ids = torch.arange(3, 60, device=base.device)
-    with torch.inference_mode(), attending(PackedContext(torch.tensor([0, len(ids)]))):
+    with torch.inference_mode(), attending(PackedContext(spans_between([0, len(ids)]))):
         positions = torch.arange(len(ids), device=base.device)
         out: torch.Tensor = base.model(input_ids=ids[None], position_ids=positions[None], use_cache=False).logits[0]
         return out
@@ -93,7 +94,7 @@ def test_quantised_bases_train_as_they_serve(tiny_base_folder: Path, bits: int) 
     base = load_base(str(tiny_base_folder), dtype="float32", device="cpu", quantization=quantization)
     served = logits(base)
     embedded = base.model.get_input_embeddings()(torch.arange(3, 60)[None]).requires_grad_()
-    with attending(PackedContext(torch.tensor([0, 57]))):
+    with attending(PackedContext(spans_between([0, 57]))):
         out = base.model(inputs_embeds=embedded, position_ids=torch.arange(57)[None], use_cache=False).logits[0]
         out.logsumexp(-1).sum().backward()
     torch.testing.assert_close(out, served, rtol=0, atol=1e-5)
@@ -248,7 +249,7 @@ def test_the_default_base_answers_as_under_transformers(monkeypatch: pytest.Monk
     base.model.set_attn_implementation("atoll")
     ids = made.sequences[0]
     assert "Paris" in base.tokenizer.decode(ids[prompt.shape[1] :])
-    with torch.inference_mode(), attending(PackedContext(torch.tensor([0, len(ids) - 1, 2 * len(ids) - 2]))):
+    with torch.inference_mode(), attending(PackedContext(spans_between([0, len(ids) - 1, 2 * len(ids) - 2]))):
         out = base.model(
             input_ids=ids[:-1].repeat(2)[None],
             position_ids=torch.arange(len(ids) - 1).repeat(2)[None],

@@ -20,6 +20,7 @@ from atoll.config.fleet import LoraConfig
 from atoll.kernels.lora import LoraWeights
 from atoll.model.attention import PackedContext, attending
 from support.adapters import peft_logits, save_random_adapter
+from support.packing import spans_between
 from support.tiny import make_model
 
 TOLERANCE = 2e-5
@@ -48,7 +49,7 @@ def packed_logits(model: Any, bank: AdapterBank, sequences: list[tuple[int, list
     starts = [0]
     for _, n in lengths:
         starts.append(starts[-1] + n)
-    context = PackedContext(torch.tensor(starts, dtype=torch.int32))
+    context = PackedContext(spans_between(starts))
     with torch.no_grad(), bank.routed(Routing.from_lengths(lengths)), attending(context):
         logits = model(input_ids=torch.tensor([ids]), position_ids=torch.tensor([positions]), use_cache=False).logits[0]
     parts = logits.split([n for _, n in lengths])

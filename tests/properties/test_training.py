@@ -37,11 +37,14 @@ def tiny_base(architecture: str = "llama") -> BaseModel:
 
 
 def random_split(seed: int, size: int) -> TokenizedSplit:
+    """Prompts that begin with the same tokens, as those of a task do; with some seeds none."""
     rng = random.Random(seed)
+    instruction = tuple(range(10, 10 + seed % 4 * 3))
     examples = []
     for _ in range(size):
         prompt, completion = rng.randint(1, 30), rng.randint(1, 8)
-        examples.append(TokenizedExample(tuple(rng.randint(3, 400) for _ in range(prompt + completion)), prompt))
+        own = tuple(rng.randint(3, 400) for _ in range(prompt + completion))
+        examples.append(TokenizedExample(instruction + own, len(instruction) + prompt))
     return TokenizedSplit(tuple(examples))
 
 
@@ -133,6 +136,19 @@ def test_examples_in_one_pass_do_not_see_each_other() -> None:
     together = validation_pass(trainer._base.model, trainer.bank, pack({0: examples}, device))[0]
     alone = sum(validation_pass(trainer._base.model, trainer.bank, pack({0: [e]}, device))[0] for e in examples)
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_what_all_prompts_begin_with_is_computed_once() -> None:
+    from atoll.training.loss import pack
+
+    first, second = random_split(7, 6), random_split(8, 5)
+    assert (first.num_shared, second.num_shared) == (9, 0)
+    packed = pack({0: first.examples, 1: second.examples}, torch.device("cpu"))
+    assert (
+        packed.ids.shape[1]
+        == sum(first.lengths(range(6))) + second.num_tokens
+        == first.num_tokens - 5 * 9 + second.num_tokens
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

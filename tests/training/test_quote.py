@@ -183,7 +183,7 @@ def test_a_probe_ends_when_its_time_is_used_and_publishes_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fleet.yaml").write_text(
         f"base_model: {tiny_base_folder}\ndtype: float32\nadapters: {{a: {{task: dates}}, b: {{task: support}}}}\n"
-        "data: {limit: 60, validation_limit: 4}\n"
+        "data: {limit: 200, validation_limit: 4}\n"
     )
     fleet = load_fleet("fleet.yaml")
     before = sorted(tmp_path.rglob("*"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -13,6 +12,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from atoll.cli.output import Column, print_json, print_table
 
 if TYPE_CHECKING:
     from atoll.server.keys.database import Database
@@ -85,7 +86,7 @@ def create(
     with _opened(database) as opened:
         key, text = KeyStore(opened).create(new)
     if as_json:
-        print(json.dumps({"key": text, **_fields(key)}))
+        print_json({"key": text, **_fields(key)})
         return
     print(text)
     print(f"key {key.key_id} of tenant {key.tenant}: keep it, it is not shown again", file=sys.stderr)
@@ -103,10 +104,10 @@ def list_keys(database: DatabaseName = None, as_json: AsJson = False) -> None:
         found = KeyStore(opened).list()
     if as_json:
         for key in found:
-            print(json.dumps(_fields(key)))
+            print_json(_fields(key))
     elif found:
-        columns = ("id", "name", "tenant", "scopes", "adapters", "limits", "state")
-        _print_table(columns, [_cells(key) for key in found])
+        names = ("id", "name", "tenant", "scopes", "adapters", "limits", "state")
+        print_table([Column(name) for name in names], map(_cells, found))
     else:
         print("no keys; make one with `atoll keys create`")
 
@@ -115,6 +116,7 @@ def list_keys(database: DatabaseName = None, as_json: AsJson = False) -> None:
 def revoke(
     key_ids: Annotated[list[str], typer.Argument(metavar="KEY_ID...", help="Ids from `atoll keys list`.")],
     database: DatabaseName = None,
+    as_json: AsJson = False,
 ) -> None:
     """End keys: running servers refuse them within seconds.
 
@@ -124,7 +126,11 @@ def revoke(
 
     with _opened(database) as opened:
         KeyStore(opened).revoke(key_ids)
-    print(f"revoked: {', '.join(key_ids)}")
+    if as_json:
+        for key_id in key_ids:
+            print_json({"revoked": key_id})
+    else:
+        print(f"revoked: {', '.join(key_ids)}")
 
 
 @keys.command("usage")
@@ -146,10 +152,11 @@ def usage(
         rows = UsageStore(opened).report(since.date() if since else None, key)
     if as_json:
         for row in rows:
-            print(json.dumps(_usage_fields(row)))
+            print_json(_usage_fields(row))
     elif rows:
-        columns = ("day", "key", "tenant", "adapter", "requests", "prompt", "cached", "generated", "seconds", "USD")
-        _print_table(columns, [_usage_cells(row) for row in rows], num_left=4)
+        texts = [Column(name) for name in ("day", "key", "tenant", "adapter")]
+        numbers = ("requests", "prompt", "cached", "generated", "seconds", "USD")
+        print_table([*texts, *(Column(name, is_number=True) for name in numbers)], map(_usage_cells, rows))
     else:
         print("nothing has been used")
 
@@ -239,18 +246,3 @@ def _usage_cells(row: UsageRow) -> list[str]:
     counts = sums.requests, sums.prompt_tokens, sums.cached_tokens, sums.generated_tokens
     numbers = [*(f"{count:,}" for count in counts), f"{sums.seconds:,.1f}", f"{sums.cost_usd:.4f}"]
     return [row.day.isoformat(), f"{row.key_id} {row.name}", row.tenant, row.adapter or "(base)", *numbers]
-
-
-def _print_table(columns: tuple[str, ...], rows: list[list[str]], num_left: int | None = None) -> None:
-    """`num_left`: how many columns hold text; numbers stand to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for index, name in enumerate(columns):
-        is_number = num_left is not None and index >= num_left
-        table.add_column(name, overflow="fold", justify="right" if is_number else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False).print(table)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atoll.cli.completion import task_names
+from atoll.cli.output import Column, print_json, print_table
 
 if TYPE_CHECKING:
     from atoll.config.task import TaskConfig
@@ -49,14 +50,9 @@ def ls(
     rows = [_row(find_task(name), data_root) for name in builtin_tasks()]
     if as_json:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-    elif sys.stdout.isatty():
-        _print_table(rows, with_sizes=data_root is not None)
+            print_json(row)
     else:
-        width = max(len(row["name"]) for row in rows)
-        for row in rows:
-            sizes = f"{_sizes_text(row['sizes']):<40} " if data_root else ""
-            print(f"{row['name']:<{width}} {row['category']:<12} {row['metrics'][0]:<13} {sizes}{row['description']}")
+        _print_table(rows, with_sizes=data_root is not None)
 
 
 @tasks.command("show")
@@ -103,23 +99,16 @@ def _row(task: TaskConfig, data_root: Path | None) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]], *, with_sizes: bool) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    columns = [Column(name, folds=False) for name in ("task", "category", "metric")]
+    columns += [Column(name, is_number=True, folds=False) for name in ("labels", "GPT-4")]
+    columns += [Column("examples", folds=False)] if with_sizes else []
+    print_table([*columns, Column("asks")], (_cells(row, with_sizes=with_sizes) for row in rows))
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("task", "category", "metric"):
-        table.add_column(name, no_wrap=True)
-    for name in ("labels", "GPT-4"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if with_sizes:
-        table.add_column("examples", no_wrap=True)
-    table.add_column("asks", overflow="fold")
-    for row in rows:
-        gpt_4 = "-" if row["gpt_4"] is None else f"{row['gpt_4']:.3f}"
-        cells = [row["name"], row["category"], row["metrics"][0], str(row["labels"] or "-"), gpt_4]
-        table.add_row(*cells, *([_sizes_text(row["sizes"])] if with_sizes else []), row["description"])
-    Console(markup=False).print(table)
+
+def _cells(row: dict[str, Any], *, with_sizes: bool) -> list[str]:
+    gpt_4 = "-" if row["gpt_4"] is None else f"{row['gpt_4']:.3f}"
+    cells = [row["name"], row["category"], row["metrics"][0], str(row["labels"] or "-"), gpt_4]
+    return [*cells, *([_sizes_text(row["sizes"])] if with_sizes else []), row["description"]]
 
 
 def _sizes(task: TaskConfig, data_root: Path | None) -> dict[str, int]:

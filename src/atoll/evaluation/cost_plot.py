@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import altair as alt
-import vl_convert
 
 from atoll.config.prices import TokenPrice
 from atoll.evaluation.cost import Hosting, Workload, costs_at
+from atoll.evaluation.vega import to_svg
 
 _POINTS_PER_DECADE = 60
 _DECADES = 2
@@ -46,5 +46,4 @@ def cost_svg(workload: Workload, hosting: Hosting, models: Sequence[TokenPrice])
     machine = f"{hosting.price.name}, ${hosting.price.usd_per_hour} an hour, {hosting.throughput.base}"
     title = alt.TitleParams(f"{workload.num_tasks} tasks, {shape}", subtitle=f"own: {machine}", anchor="start")
     plot = alt.layer(lines, here).properties(width=560, height=340, title=title)
-    svg: str = vl_convert.vegalite_to_svg(plot.configure_view(stroke=None).to_json())
-    return svg
+    return to_svg(plot.configure_view(stroke=None))

@@ -7,17 +7,49 @@ grouped (GQA): num_heads is a multiple of num_kv_heads.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from atoll.kernels.cpu import attention as cpu
+from atoll.kernels.cpu import packed as cpu_packed
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.reference import attention as reference
-from atoll.kernels.reference.attention import packed_attention
+from atoll.kernels.spans import Span
 
-__all__ = ["PagedLayout", "packed_attention", "paged_attention"]
+
+def packed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: PackedLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention of several examples packed in one row, each causal and blind to the others; differentiable.
+
+    q: [tokens, num_heads, key_dim]. k, v: [tokens, num_kv_heads, key_dim or value_dim]. Returns [tokens, num_heads,
+    value_dim].
+    """
+    if q.is_cpu and softcap is None:
+        return cpu_packed.attend(q, k, v, layout.tiles, scale=scale, window=window)
+    return reference.attend_packed(q, k, v, layout.spans, scale=scale, window=window, softcap=softcap)
+
+
+class PackedLayout:
+    """Who sees whom among packed examples; made once for all layers. The spans follow one another without gaps."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = tuple(spans)
+
+    @cached_property
+    def tiles(self) -> list[cpu_packed.Tile]:
+        """The examples as the CPU's kernel takes them."""
+        return cpu_packed.make_tiles(self.spans)
 
 
 def paged_attention(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ class Dropout(NamedTuple):
     seed: int
 
 
+_Group = tuple[int, int, float, Dropout | None]
+"""First row, stop, scaling and dropout of the rows of one adapter."""
+
+
 def add_lora(
     x: Tensor,
     y: Tensor,
@@ -44,8 +48,8 @@ def add_lora(
 ) -> Tensor:
     """Add each adapter's product to its own rows of `y`; rows of slots without weights stay unchanged.
 
-    x: [tokens, in_features]. y: [tokens, out_features], the base layer's output. Returns [tokens, out_features]; `y`
-    itself, changed in place, where no gradient is needed. Weights are used in the dtype of `x`. Source: Punica's
+    x: [tokens, in_features]. y: [tokens, out_features], the base layer's output. Returns `y` itself,
+    changed in place. Weights are used in the dtype of `x`. Source: Punica's
     segmented product, arXiv 2310.18547.
     """
     if not weights:
@@ -56,18 +60,47 @@ def add_lora(
                 hidden = x[start:stop] @ lora.a.to(x.dtype).t()
                 y[start:stop].addmm_(hidden.to(y.dtype), lora.b.to(y.dtype).t(), alpha=lora.scaling)
         return y
-    # Split, not slices: the backward of a slice fills a zero tensor as large as the whole batch.
-    lengths = [stop - start for _, start, stop in segments]
-    parts = []
-    for (slot, _, _), inputs, rows in zip(segments, torch.split(x, lengths), torch.split(y, lengths), strict=True):
-        lora = weights.get(slot)
-        if lora is None:
-            parts.append(rows)
-            continue
-        inputs = drop(inputs, None if dropout is None else dropout.get(slot))
-        hidden = functional.linear(inputs, lora.a.to(x.dtype))
-        parts.append(torch.addmm(rows, hidden.to(y.dtype), lora.b.to(y.dtype).t(), alpha=lora.scaling))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    groups, matrices = [], list[Tensor]()
+    for slot, start, stop in segments:
+        if (lora := weights.get(slot)) is not None:
+            groups.append((start, stop, lora.scaling, None if dropout is None else dropout.get(slot)))
+            matrices += [lora.a, lora.b]
+    out: Tensor = _AddLora.apply(x, y, groups, *matrices)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AddLora(torch.autograd.Function):
+    """All adapters of one layer in one node, which changes rows where they lie: nothing is cut up and joined again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, groups: Sequence[_Group], *matrices: Tensor) -> Tensor:
+        hidden = []
+        for (start, stop, scaling, dropout), a, b in zip(groups, matrices[::2], matrices[1::2], strict=True):
+            hidden.append(functional.linear(drop(x[start:stop], dropout), a.to(x.dtype)))
+            y[start:stop].addmm_(hidden[-1].to(y.dtype), b.to(y.dtype).t(), alpha=scaling)
+        ctx.groups = groups
+        ctx.save_for_backward(x, *matrices, *hidden)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, *saved = ctx.saved_tensors
+        count = len(ctx.groups)
+        matrices, hidden = saved[: 2 * count], saved[2 * count :]
+        of_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        of_matrices = list[Tensor | None]()
+        for (start, stop, scaling, dropout), a, b, inner in zip(
+            ctx.groups, matrices[::2], matrices[1::2], hidden, strict=True
+        ):
+            rows = grad[start:stop]
+            of_inner = (rows @ b.to(grad.dtype)).mul_(scaling).to(x.dtype)
+            of_matrices.append((of_inner.t() @ drop(x[start:stop], dropout)).to(a.dtype))
+            of_matrices.append((rows.t() @ inner.to(grad.dtype)).mul_(scaling).to(b.dtype))
+            if of_x is not None:
+                of_x[start:stop] = drop(of_inner @ a.to(x.dtype), dropout)
+        return of_x, grad, None, *of_matrices
 
 
 def drop(x: Tensor, dropout: Dropout | None) -> Tensor:

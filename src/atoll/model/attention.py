@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from atoll.errors import Incompatible
-from atoll.kernels.attention import PagedLayout, packed_attention, paged_attention
+from atoll.kernels.attention import PackedLayout, PagedLayout, packed_attention, paged_attention
 from atoll.kernels.fused import rope_store
 from atoll.kernels.kv import KVCache
+from atoll.kernels.spans import Span
 
 ATTENTION = "atoll"
 
@@ -27,20 +28,20 @@ _WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "pas
 
 
 class PackedContext:
-    """Examples packed in one row, each causal and blind to the others; gradients flow."""
+    """Examples packed in one row, each causal and blind to the others but for a prefix; gradients flow."""
 
-    def __init__(self, query_start: Tensor) -> None:
-        """query_start: [n + 1] int32 on CPU; example i is the tokens [query_start[i], query_start[i + 1])."""
-        self._query_start: list[int] = query_start.tolist()
+    def __init__(self, spans: Sequence[Span]) -> None:
+        """spans: one for each example, without gaps."""
+        self._layout = PackedLayout(spans)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the row."""
-        return self._query_start[-1]
+        return self._layout.spans[-1].stop
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """q, k, v: [tokens, heads, dim]. Returns [tokens, heads, dim]."""
-        return packed_attention(q, k, v, self._query_start, **options)
+        return packed_attention(q, k, v, self._layout, **options)
 
 
 class PagedContext:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from atoll.text.prompt import PromptRenderer, num_within
 
@@ -29,6 +31,11 @@ class TokenizedSplit:
 
     examples: tuple[TokenizedExample, ...]
 
+    @cached_property
+    def num_shared(self) -> int:
+        """Tokens that every prompt begins with: those of its instruction."""
+        return num_shared_tokens(self.examples)
+
     @property
     def num_cut(self) -> int:
         """Examples whose prompts were cut to the length limit."""
@@ -38,10 +45,25 @@ class TokenizedSplit:
     def num_tokens(self) -> int:
         return sum(len(example.ids) for example in self.examples)
 
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """What each of these examples adds to a pass in tokens: what they share is computed once, for the first."""
+        whole = [len(self.examples[i].ids) for i in indices]
+        return whole[:1] + [length - self.num_shared for length in whole[1:]]
+
     def within(self, max_tokens: int | None) -> TokenizedSplit:
         """The first examples, as many as have at most `max_tokens` tokens in all."""
         count = num_within([len(example.ids) for example in self.examples], max_tokens)
         return TokenizedSplit(self.examples[:count])
+
+
+def num_shared_tokens(examples: Sequence[TokenizedExample]) -> int:
+    """How many tokens all prompts begin with; at least the last of each prompt stays its own."""
+    if not examples:
+        return 0
+    # What the first and the last in order begin with, all between them begin with.
+    first, last = min(example.ids for example in examples), max(example.ids for example in examples)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return min(sum(1 for _ in same), *(example.num_prompt_tokens - 1 for example in examples))
 
 
 def tokenize(rows: Sequence[Mapping[str, str]], renderer: PromptRenderer) -> TokenizedSplit:
@@ -91,7 +113,7 @@ class PassMixer:
     def take(self, queues: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """How many examples from the front of each queue to run now.
 
-        queues: lengths in tokens of the examples that each active adapter has left in its current step, none empty.
+        queues: what the examples that each active adapter has left in its current step add to the pass, none empty.
         The pass holds at most `token_budget` tokens, or one example that is longer than that.
         """
         total = sum(self._weights[name] for name in queues)

@@ -116,6 +116,12 @@ class AdapterRun:
         return self.job.train.num_tokens * self.total_steps / self.order.steps_per_epoch
 
     @property
+    def planned_work(self) -> float:
+        """The same without what examples share, which a pass computes once."""
+        split = self.job.train
+        return sum(split.lengths(range(len(split.examples)))) * self.total_steps / self.order.steps_per_epoch
+
+    @property
     def planned_validation_tokens(self) -> int:
         """Tokens of all validation rounds of the whole schedule."""
         split = self.job.validation
@@ -174,7 +180,7 @@ class Trainer:
             AdapterRun(job, slot, self.bank.create(slot, job.adapter, seed=job.trainer.seed))
             for slot, job in enumerate(jobs)
         ]
-        self._mixer = PassMixer({run.job.name: run.planned_tokens for run in self.runs}, config.token_budget)
+        self._mixer = PassMixer({run.job.name: run.planned_work for run in self.runs}, config.token_budget)
         self.num_passes = 0
         self.seconds = 0.0
         self._stop_requested = False
@@ -255,23 +261,25 @@ class Trainer:
             save_checkpoint(self._run_folder, self.num_passes, self.state(), self.tensors())
 
     def _pass(self, active: list[AdapterRun]) -> tuple[int, list[AdapterRun]]:
-        """Returns the tokens of the pass and the adapters that were in it."""
+        """Returns the tokens of the examples that were passed and their adapters."""
         self._validated = (0, 0.0)
-        queues = {run.job.name: [len(run.job.train.examples[i].ids) for i in run.pending] for run in active}
+        queues = {run.job.name: run.job.train.lengths(run.pending) for run in active}
         taken = self._mixer.take(queues)
         chosen = [run for run in active if run.job.name in taken]
         groups = {run.slot: [run.job.train.examples[i] for i in run.pending[: taken[run.job.name]]] for run in chosen}
         packed = pack(groups, self._base.device)
-        denominators = {run.slot: run.step_targets for run in chosen}
+        denominators, total = {run.slot: run.step_targets for run in chosen}, 0
         sums = train_pass(self._base.model, self.bank, packed, denominators, self._dropouts(chosen))
         for run in chosen:
             counters = run.counters
             counters.num_taken += len(groups[run.slot])
             counters.loss_sum += sums[run.slot]
-            counters.num_tokens += sum(len(example.ids) for example in groups[run.slot])
+            num_tokens = sum(len(example.ids) for example in groups[run.slot])
+            counters.num_tokens += num_tokens
+            total += num_tokens
             if not run.pending:
                 self._step(run)
-        return packed.num_tokens, chosen
+        return total, chosen
 
     def _dropouts(self, runs: list[AdapterRun]) -> dict[int, Dropout]:
         """A seed for each adapter and pass that depends on its own progress only."""
@@ -316,10 +324,10 @@ class Trainer:
     def _mean_loss(self, slot: int, split: TokenizedSplit) -> float:
         """Mean token loss of a split, in passes under the token budget."""
         mixer = PassMixer({"": 1.0}, self.config.token_budget)
-        examples, total = list(split.examples), 0.0
-        while examples:
-            count = mixer.take({"": [len(example.ids) for example in examples]})[""]
-            packed = pack({slot: examples[:count]}, self._base.device)
+        start, total = 0, 0.0
+        while start < len(split.examples):
+            count = mixer.take({"": split.lengths(range(start, len(split.examples)))})[""]
+            packed = pack({slot: split.examples[start : start + count]}, self._base.device)
             total += validation_pass(self._base.model, self.bank, packed)[slot]
-            examples = examples[count:]
+            start += count
         return total / sum(example.num_targets for example in split.examples)

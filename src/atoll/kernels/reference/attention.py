@@ -6,7 +6,6 @@ grouped (GQA): num_heads is a multiple of num_kv_heads.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,26 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atoll.kernels.spans import Span
 
-def packed_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_start: Sequence[int],
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
+
+def attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], *, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Attention of several examples packed in one row, each causal and blind to the others; differentiable.
-
-    q: [tokens, num_heads, key_dim]. k, v: [tokens, num_kv_heads, key_dim or value_dim]. Example i is the tokens
-    [query_start[i], query_start[i + 1]). Returns [tokens, num_heads, value_dim]. Memory grows with the longest example.
-    """
-    lengths = [stop - start for start, stop in itertools.pairwise(query_start)]
+    """Examples one by one; differentiable. Arguments as in `kernels.attention.packed_attention`."""
     # `split` and not slices: its backward is one concatenation, that of n slices n tensors of the full length.
-    parts = zip(*(torch.split(x, lengths) for x in (q, k, v)), strict=True)
-    return torch.cat([_causal(qi, ki, vi, scale=scale, window=window, softcap=softcap) for qi, ki, vi in parts])
+    parts = zip(*(torch.split(x, [span.stop - span.start for span in spans]) for x in (q, k, v)), strict=True)
+    found = []
+    for span, (qi, ki, vi) in zip(spans, parts, strict=True):
+        if span.prefix_stop == span.prefix_start:
+            found.append(_causal(qi, ki, vi, scale=scale, window=window, softcap=softcap))
+            continue
+        seen = slice(span.prefix_start, span.prefix_stop)
+        ki, vi = torch.cat([k[seen], ki]), torch.cat([v[seen], vi])
+        mask = _additive(_visible(len(qi), len(ki), window, q.device), q.dtype)
+        found.append(_attend(*_heads_first(qi, ki, vi), scale=scale, mask=mask, softcap=softcap))
+    return torch.cat(found)
 
 
 def attend_chunk(
