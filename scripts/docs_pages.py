@@ -144,10 +144,60 @@ def http_reference() -> str:
     return "\n".join(lines)
 
 
+def python_reference() -> str:
+    """Every public name of `import atoll` with its signature, its docstring and its own public members."""
+    import atoll
+
+    lines = ["# Python", "", "Made from the code; [From Python](../python.md) shows how the parts go together.", ""]
+    for name in atoll.__all__:
+        value = getattr(atoll, name)
+        if callable(value):
+            lines += [f"## {name}", "", *_entry(f"atoll.{name}", value)]
+            lines += _members(name, value) if inspect.isclass(value) else []
+    return "\n".join(lines)
+
+
+def _members(name: str, kind: type) -> list[str]:
+    lines = []
+    for member, raw in vars(kind).items():
+        if member.startswith("_") or not (isinstance(raw, property | staticmethod | classmethod) or callable(raw)):
+            continue
+        lines += [f"### {name}.{member}", "", *_entry(f"{name}.{member}", getattr(kind, member))]
+    return lines
+
+
+def _entry(name: str, value: Any) -> list[str]:
+    return [
+        "```python",
+        name + ("" if isinstance(value, property) else _signature(value)),
+        "```",
+        "",
+        inspect.getdoc(value) or "",
+        "",
+    ]
+
+
+class _Annotation(str):
+    """An annotation as it is written, where `inspect` would put it in quotes."""
+
+    __repr__ = str.__str__
+
+
+def _signature(value: Any) -> str:
+    signature = inspect.signature(value)
+    parameters = [
+        each if each.annotation is each.empty else each.replace(annotation=_Annotation(each.annotation))
+        for each in signature.parameters.values()
+    ]
+    returns = signature.return_annotation
+    return str(signature.replace(parameters=parameters, return_annotation=_Annotation(returns)))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "architecture.md": architecture,
     "changelog.md": changelog,
     "decisions/index.md": decisions,
     "reference/files.md": files_reference,
     "reference/http.md": http_reference,
+    "reference/python.md": python_reference,
 }

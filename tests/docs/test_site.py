@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import atoll
+
 ROOT = Path(__file__).parents[2]
 FETCHED = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']([^"']+)|<link\b[^>]*\bhref=["']([^"']+)""")
 
@@ -38,6 +40,9 @@ def test_made_pages_hold_what_the_code_says(site: Path) -> None:
     http = (site / "reference" / "http.html").read_text()
     assert "POST /generate_stream" in http
     assert "/v1/chat/completions" in http
+    python = (site / "reference" / "python.html").read_text()
+    assert all(f'id="{name.lower()}"' in python for name in atoll.__all__ if name != "__version__")
+    assert 'id="evaltableto_pandas"' in python
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
