@@ -6,7 +6,9 @@
 
 export TORCH_INDEX PYTHON
 
-BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-frontend bench-overload bench-gpu
+BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-frontend bench-overload bench-paint bench-gpu
+# Tests use one thread each. The tests of a file share what it has loaded.
+SPREAD = --numprocesses auto --maxprocesses 4 --dist loadfile
 .PHONY: help setup demo test nightly check docs bench lock $(BENCHES) bench-soak
 
 help:
@@ -28,7 +30,7 @@ demo: setup
 test: setup
 	@scripts/setup --tests
 	@scripts/debian-tools
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(SPREAD)
 
 nightly: setup
 	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest tests/load tests/properties/test_peft_equal.py tests/server/test_schema.py
