@@ -16,19 +16,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
 from playwright.sync_api import Browser, sync_playwright
 
-from common import machine, parser, print_table, quote, say, write_json
+from common import machine, parser, print_table, quote, write_json
 from goals import at_most
 from overload import Tally, address_of, drive
 
 PAGES = ("try", "adapters", "leaderboard", "runs", "operations", "cost")
 NUM_AT_ONCE = 16
-FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+FIRST_PAINT = """new Promise(found => new PerformanceObserver(list => {
+  for (const paint of list.getEntriesByName("first-contentful-paint")) found(paint.startTime)
+}).observe({type: "paint", buffered: true}))"""
 
 Paints = dict[str, list[float]]
 """Page -> milliseconds of each round."""
@@ -69,21 +71,15 @@ def measure(browser: Browser, url: str, rounds: int, *, seconds: float) -> tuple
     """Paints on an idle and on a busy server, and the engine's tokens/s without and with the browser."""
     open_pages(browser, url, 1)
     idle = open_pages(browser, url, rounds)
-    alone = load(url, seconds)
-    say(f"the engine by itself: {alone.tokens_s:.0f} tokens/s")
-    busy: Paints = {}
-    beside = Tally()
-
-    def keep_busy() -> None:
-        beside.__dict__.update(load(url, seconds).__dict__)
-
-    thread = threading.Thread(target=keep_busy)
-    thread.start()
-    while thread.is_alive() or not busy:
-        for page, paints in open_pages(browser, url, 1).items():
-            busy.setdefault(page, []).extend(paints)
-    thread.join()
-    return idle, busy, alone.tokens_s, beside.tokens_s
+    busy: Paints = {page: [] for page in PAGES}
+    # Playwright's event loop has this thread.
+    with ThreadPoolExecutor(1) as pool:
+        alone = pool.submit(load, url, seconds).result()
+        under_way = pool.submit(load, url, seconds)
+        while not under_way.done() or not busy[PAGES[0]]:
+            for page, paints in open_pages(browser, url, 1).items():
+                busy[page] += paints
+    return idle, busy, alone.tokens_s, under_way.result().tokens_s
 
 
 def load(url: str, seconds: float) -> Tally:
@@ -106,7 +102,6 @@ def open_pages(browser: Browser, url: str, rounds: int) -> Paints:
             context = browser.new_context()
             tab = context.new_page()
             tab.goto(f"{url}/ui/{page}", wait_until="load")
-            tab.wait_for_function(f"{FIRST_PAINT} !== undefined")
             found.append(float(tab.evaluate(FIRST_PAINT)))
             context.close()
     return paints

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from atoll.adapters import remote
 from atoll.adapters.addresses import HostRules
@@ -22,6 +20,7 @@ from atoll.adapters.s3 import S3
 from atoll.adapters.store import adapter_digest
 from atoll.errors import AdapterNotFound, AtollError, RequestInvalid, UsageError
 from support.adapters import save_random_adapter
+from support.buckets import SETTINGS, moto_endpoint
 from support.hubs import TOKEN
 from support.tiny import make_model
 
@@ -38,28 +37,15 @@ def s3(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Any]:
     """moto's server, with an adapter in each of two buckets."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }.items():
+    for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    endpoint = "http://127.0.0.1:{1}".format(*server.get_host_and_port())
-    urllib.request.urlopen(f"{endpoint}/moto-api/reset", b"").close()  # its buckets outlive it
-    files = fsspec.filesystem("s3", endpoint_url=endpoint, skip_instance_cache=True, use_listings_cache=False)
-    for bucket in ("models", "others"):
-        files.mkdir(bucket)
-        files.put(str(folder), f"{bucket}/team/mood", recursive=True)
-    files.endpoint = endpoint
-    try:
+    with moto_endpoint() as endpoint:
+        files = fsspec.filesystem("s3", endpoint_url=endpoint, skip_instance_cache=True, use_listings_cache=False)
+        for bucket in ("models", "others"):
+            files.mkdir(bucket)
+            files.put(str(folder), f"{bucket}/team/mood", recursive=True)
+        files.endpoint = endpoint
         yield files
-    finally:
-        server.stop()
 
 
 def s3_adapters(files: Any, root: Path, *buckets: str) -> RemoteAdapters:

@@ -6,17 +6,16 @@ import json
 import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from atoll.adapters.peft_io import CONFIG_NAME, adapter_digest
 from atoll.adapters.store import AdapterStore
 from support.adapters import save_random_adapter
+from support.buckets import SETTINGS, moto_endpoint
 from support.hub_uploads import UploadHub, upload_hub
 from support.hubs import TOKEN, Repo
 from support.tiny import make_model
@@ -45,26 +44,12 @@ def hub() -> Iterator[UploadHub]:
 @pytest.fixture
 def bucket() -> Iterator[dict[str, str]]:
     """The settings that lead to a bucket named `models`."""
-    settings = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    endpoint = "http://127.0.0.1:{1}".format(*server.get_host_and_port())
-    urllib.request.urlopen(f"{endpoint}/moto-api/reset", b"").close()
-    files = fsspec.filesystem(
-        "s3", endpoint_url=endpoint, key="key", secret="secret", skip_instance_cache=True, use_listings_cache=False
-    )
-    files.mkdir("models")
-    try:
-        yield settings | {"AWS_ENDPOINT_URL": endpoint}
-    finally:
-        server.stop()
+    with moto_endpoint() as endpoint:
+        files = fsspec.filesystem(
+            "s3", endpoint_url=endpoint, key="key", secret="secret", skip_instance_cache=True, use_listings_cache=False
+        )
+        files.mkdir("models")
+        yield SETTINGS | {"AWS_ENDPOINT_URL": endpoint}
 
 
 def atoll(store: AdapterStore, *arguments: str, code: int = 0, **settings: str) -> str:

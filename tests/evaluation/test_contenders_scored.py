@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.config.task import PublishedScores
+from atoll.config.task import PUBLISHED_NAMES, PublishedScores
 from atoll.errors import DataError
 from atoll.evaluation.outputs import ADAPTER, BASE, Output
 from atoll.evaluation.report import markdown, summary_lines, terminal_table
 from atoll.evaluation.report_cells import total_cost
-from atoll.evaluation.results import PUBLISHED_NAMES
 from support.answers import contender, make_results, output, outputs, record, score_all
 
 CONTENDERS = (

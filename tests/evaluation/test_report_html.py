@@ -16,7 +16,7 @@ from atoll.config.task import PublishedScores
 from atoll.errors import DataError
 from atoll.evaluation.outputs import ADAPTER, BASE, Inputs, Output
 from atoll.evaluation.report import write_report
-from atoll.evaluation.report_examples import MAX_OF_REPORT, MAX_OF_TASK, MIN_OF_TASK, Span, word_diff
+from atoll.evaluation.report_examples import MAX_OF_REPORT, MAX_OF_TASK, MIN_OF_TASK
 from support.answers import contender, output, outputs, record, write_raw
 from support.browsing import chromium
 
@@ -145,20 +145,6 @@ def test_a_large_fleet_shows_fewer_examples_of_each(tmp_path: Path) -> None:
     write_report(tmp_path)
     num_shown = (tmp_path / "report.html").read_text().count("data-why=")
     assert 31 * MIN_OF_TASK <= num_shown <= MAX_OF_REPORT
-
-
-@pytest.mark.parametrize(
-    ("reference", "answer", "spans"),
-    [
-        ("a b c", "a b c", [("same", "a b c")]),
-        ("a b c", "a x c", [("same", "a "), ("missing", "b "), ("added", "x "), ("same", "c")]),
-        ("a b", "a b and more", [("same", "a b "), ("added", "and more")]),
-        ("yes", "something else", [("same", "something else")]),
-        ("yes", "", []),
-    ],
-)
-def test_words_are_compared(reference: str, answer: str, spans: list[tuple[str, str]]) -> None:
-    assert word_diff(reference, answer) == tuple(Span(change, text) for change, text in spans)  # type: ignore[arg-type]
 
 
 def test_a_long_text_is_shown_uncompared_and_cut(tmp_path: Path) -> None:

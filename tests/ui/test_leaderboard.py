@@ -14,7 +14,6 @@ from playwright.sync_api import expect
 
 from atoll.evaluation.fleet import evaluate_fleet
 from atoll.server.caller import Caller
-from atoll.server.ui.leaderboard_examples import word_diff
 from atoll.server.ui.leaderboard_table import ResultsFiles
 from atoll.server.ui.runs_folder import RunsFolder
 from atoll.server.ui.runs_process import RunProcesses
@@ -143,21 +142,3 @@ def test_results_that_cannot_be_read_are_named_and_hide_no_others(site: ShownSit
     assert {"colors", "shapes"} <= set(first_column(html))
     assert httpx.get(f"{site.url}/ui/leaderboard?run=broken").status_code == 422
     (broken / "results.json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("reference", "answer"),
-    [("a b c", "a x c"), ("", "x"), ("x", ""), ("a  b", "a b"), ("é\n<b>", "<b>\té"), ("same", "same")],
-)
-def test_a_diff_has_all_of_both_texts(reference: str, answer: str) -> None:
-    pieces = list(word_diff(reference, answer))
-    assert "".join(piece.text for piece in pieces if piece.change != "missing") == answer
-    assert "".join(piece.text for piece in pieces if piece.change == "missing") in reference
-    assert (not reference or not answer) or any(piece.change == "same" for piece in pieces) == bool(
-        set(reference) & set(answer)
-    )
-
-
-def test_a_very_long_answer_is_shown_as_it_is() -> None:
-    (piece,) = word_diff("a", "b " * 2000)
-    assert piece.change == "same"

@@ -12,27 +12,27 @@ import typer
 
 from atoll.cli.options import AsJson
 from atoll.cli.output import Column, print_json, print_table
+from atoll.evaluation.cost_defaults import (
+    KINDS,
+    MACHINE,
+    MODELS,
+    NEW_TOKENS,
+    NUM_TASKS,
+    PROMPT_TOKENS,
+    REQUESTS_PER_MONTH,
+)
 
 if TYPE_CHECKING:
     from atoll.config.prices import MachinePrice, TokenPrice
     from atoll.evaluation.cost import Hosting, Offer, Throughput, Workload
 
-DEFAULT_MACHINE = "m7i.large"
-DEFAULT_MODELS = ("gpt-4.1", "gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash", "together-qwen3.5-9b")
-_KINDS = {
-    "shared": "all adapters on one",
-    "dedicated": "a machine a model",
-    "hosted": "open model by token",
-    "api": "API by token",
-}
-
 
 def cost(
-    requests: Annotated[float, typer.Option(min=0, help="Requests a month, over all tasks.")] = 100_000,
-    prompt_tokens: Annotated[float, typer.Option(min=0, help="Tokens of a request's prompt.")] = 300,
-    new_tokens: Annotated[float, typer.Option(min=0, help="Tokens of an answer.")] = 30,
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks, each with an adapter or a model of its own.")] = 25,
-    machine: Annotated[str, typer.Option(help="The machine to host on; --list shows them.")] = DEFAULT_MACHINE,
+    requests: Annotated[float, typer.Option(min=0, help="Requests a month, over all tasks.")] = REQUESTS_PER_MONTH,
+    prompt_tokens: Annotated[float, typer.Option(min=0, help="Tokens of a request's prompt.")] = PROMPT_TOKENS,
+    new_tokens: Annotated[float, typer.Option(min=0, help="Tokens of an answer.")] = NEW_TOKENS,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks, each with an adapter or a model of its own.")] = NUM_TASKS,
+    machine: Annotated[str, typer.Option(help="The machine to host on; --list shows them.")] = MACHINE,
     new_tokens_per_second: Annotated[
         float | None, typer.Option(help="Its rate in answers, of many requests at once.", show_default="as measured")
     ] = None,
@@ -45,7 +45,7 @@ def cost(
     utilization: Annotated[float, typer.Option(help="The part of a month that requests may fill.")] = 0.5,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A model by the token; may be repeated.", show_default=", ".join(DEFAULT_MODELS)),
+        typer.Option(help="A model by the token; may be repeated.", show_default=", ".join(MODELS)),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot over requests a month to this SVG file.")] = None,
     list_prices: Annotated[bool, typer.Option("--list", help="List the prices that are known, and end.")] = False,
@@ -67,7 +67,7 @@ def cost(
     price = named_machine(machine)
     throughput = _throughput(price, new_tokens_per_second, prompt_tokens_per_second, adapters_share)
     hosting = Hosting(price, throughput, utilization)
-    models = [_token_price(name) for name in model or DEFAULT_MODELS]
+    models = [_token_price(name) for name in model or MODELS]
     if plot is not None:
         _write_plot(plot, workload, hosting, models)
     if as_json:
@@ -146,7 +146,7 @@ def _print_report(workload: Workload, hosting: Hosting, models: Sequence[TokenPr
 def _cells(offer: Offer) -> tuple[str, str, str, str, str]:
     per_thousand = "-" if offer.usd_per_thousand_requests is None else f"{offer.usd_per_thousand_requests:,.4f}"
     machines = "" if offer.num_machines is None else f"{offer.num_machines:,}"
-    return _KINDS[offer.kind], offer.name, f"{offer.usd_per_month:,.2f}", per_thousand, machines
+    return KINDS[offer.kind], offer.name, f"{offer.usd_per_month:,.2f}", per_thousand, machines
 
 
 def _break_even_lines(workload: Workload, hosting: Hosting, models: Sequence[TokenPrice]) -> Iterator[str]:

@@ -23,16 +23,6 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", help="A folder whose <task>/<split> files replace the tasks' sources; adds sizes."),
 ]
-_PUBLISHED_NAMES = {
-    "gpt_4": "GPT-4",
-    "gpt_3_5_turbo": "GPT-3.5-Turbo",
-    "mistral_7b": "Mistral-7B tuned",
-    "mistral_7b_instruct": "Mistral-7B-Instruct tuned",
-    "zephyr_7b": "Zephyr-7B tuned",
-    "llama_2_7b": "Llama-2-7B tuned",
-    "phi_2": "Phi-2 tuned",
-    "gemma_2b": "Gemma-2B tuned",
-}
 _INDENT = 11
 
 
@@ -153,7 +143,9 @@ def _lines(task: TaskConfig, sizes: dict[str, int]) -> Iterator[str]:
 def _published_text(task: TaskConfig) -> str:
     if task.published is None:
         return ""
-    scores = ((name, getattr(task.published, field)) for field, name in _PUBLISHED_NAMES.items())
+    from atoll.config.task import PUBLISHED_NAMES
+
+    scores = ((name, getattr(task.published, field)) for field, name in PUBLISHED_NAMES.items())
     listed = ", ".join(f"{name} {score:.3f}" for name, score in scores if score is not None)
     return f"{task.published.metric}: {listed} ({task.published.source})"
 

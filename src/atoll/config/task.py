@@ -160,6 +160,19 @@ class PublishedScores(ConfigModel):
     """Where the scores were published."""
 
 
+PUBLISHED_NAMES = {
+    "gpt_4": "GPT-4",
+    "gpt_3_5_turbo": "GPT-3.5-Turbo",
+    "mistral_7b": "Mistral-7B tuned",
+    "mistral_7b_instruct": "Mistral-7B-Instruct tuned",
+    "zephyr_7b": "Zephyr-7B tuned",
+    "llama_2_7b": "Llama-2-7B tuned",
+    "gemma_2b": "Gemma-2B tuned",
+    "phi_2": "Phi-2 tuned",
+}
+"""The fields of PublishedScores with the names that readers see, in the order of reports."""
+
+
 def _prompt_columns(fields: dict[str, Any]) -> tuple[str, ...]:
     # A prompt that failed its own validation is absent here, and already reported.
     return fields["prompt"].columns if "prompt" in fields else ()

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import altair as alt
 
+from atoll.config.task import PUBLISHED_NAMES
 from atoll.evaluation.outputs import ADAPTER, BASE
 from atoll.evaluation.report_cells import total_cost
-from atoll.evaluation.results import PUBLISHED_NAMES, MemberResult, Results
+from atoll.evaluation.results import MemberResult, Results
 from atoll.evaluation.scores import Score
 from atoll.evaluation.vega import to_svg
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from atoll.config.task import PUBLISHED_NAMES
 from atoll.evaluation.forgetting import AdapterForgetting
 from atoll.evaluation.outputs import BASE, ContenderRecord, MemberRecord
-from atoll.evaluation.results import PUBLISHED_NAMES, FleetClaim, MemberResult, PublishedComparison, Results
+from atoll.evaluation.results import FleetClaim, MemberResult, PublishedComparison, Results
 from atoll.evaluation.scores import Comparison, Score
 
 NONE = "–"

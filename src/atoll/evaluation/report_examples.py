@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from atoll.evaluation.outputs import ADAPTER, BASE, MemberRecord, Output
 from atoll.evaluation.results import Outputs, Tables
+from atoll.evaluation.word_diff import Span, word_diff
 from atoll.tasks.metrics import find_metric
 
 MAX_OF_TASK, MIN_OF_TASK = 30, 6
@@ -18,16 +17,6 @@ MAX_OF_REPORT = 600
 _MAX_CHARS = 1_200  # of a text; what is cut is told
 _MAX_WORDS = 150  # the comparison's work grows with their square
 _CUT = " … (cut)"
-
-Change = Literal["same", "added", "missing"]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Words that a text shares with the reference, has beyond it, or lacks."""
-
-    change: Change
-    text: str
 
 
 @dataclass(frozen=True)
@@ -91,38 +80,18 @@ def shown_examples(
     ]
 
 
-def word_diff(reference: str, answer: str) -> tuple[Span, ...]:
-    """How `answer` differs from `reference` word by word; white space goes with the word before it."""
-    expected, given = _words(reference), _words(answer)
-    if max(len(expected), len(given)) > _MAX_WORDS:
-        return (Span("same", answer),)
-    old, new = [word.strip() for word in expected], [word.strip() for word in given]
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    if not matcher.get_matching_blocks()[:-1]:  # nothing in common: the reference stands above it anyway
-        return (Span("same", answer),) if answer else ()
-    spans = []
-    for tag, start, end, new_start, new_end in matcher.get_opcodes():
-        if tag == "equal":
-            spans.append(Span("same", "".join(given[new_start:new_end])))
-            continue
-        spans.append(Span("missing", "".join(expected[start:end])))
-        spans.append(Span("added", "".join(given[new_start:new_end])))
-    return tuple(span for span in spans if span.text)
-
-
 def _fitting(text: str) -> str:
     """`text` cut to what a page has room for."""
     return text[:_MAX_CHARS] + (_CUT if len(text) > _MAX_CHARS else "")
 
 
 def _shown(contender: str, output: Output, score: float | None) -> ShownAnswer:
-    spans = () if output.has_failed else word_diff(_fitting(output.reference), _fitting(output.prediction))
+    spans = (
+        ()
+        if output.has_failed
+        else word_diff(_fitting(output.reference), _fitting(output.prediction), max_words=_MAX_WORDS)
+    )
     return ShownAnswer(contender=contender, score=score, spans=spans, error=output.error)
-
-
-def _words(text: str) -> list[str]:
-    """Words with the white space after them; joined they are the text."""
-    return re.findall(r"\S+\s*|^\s+", text)
 
 
 def _example_scores(tables: Tables) -> dict[str, list[float]] | None:

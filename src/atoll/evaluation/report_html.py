@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from atoll.config.task import PUBLISHED_NAMES
 from atoll.evaluation.plots import plots
 from atoll.evaluation.report_cells import (
     claim_line,
@@ -21,7 +22,7 @@ from atoll.evaluation.report_cells import (
     warnings,
 )
 from atoll.evaluation.report_examples import ShownExample
-from atoll.evaluation.results import PUBLISHED_NAMES, MemberResult, Results
+from atoll.evaluation.results import MemberResult, Results
 from atoll.evaluation.vega import visible
 
 _MAX_FAILURES_SHOWN = 20

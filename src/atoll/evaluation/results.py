@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from atoll.config.task import PublishedScores
+from atoll.config.task import PUBLISHED_NAMES, PublishedScores
 from atoll.errors import DataError
 from atoll.evaluation import statistics
 from atoll.evaluation.advice import Advice, advise
@@ -36,17 +36,6 @@ Tables = Mapping[str, Mapping[str, Statistics]]
 OnMember = Callable[[MemberRecord, Outputs, Tables], object]
 
 _PUBLISHED_SUFFIX = "_as_published"
-# The columns of published scores, as config.task.PublishedScores has them, with the names that readers see.
-PUBLISHED_NAMES = {
-    "gpt_4": "GPT-4",
-    "gpt_3_5_turbo": "GPT-3.5-Turbo",
-    "mistral_7b": "Mistral-7B tuned",
-    "mistral_7b_instruct": "Mistral-7B-Instruct tuned",
-    "zephyr_7b": "Zephyr-7B tuned",
-    "llama_2_7b": "Llama-2-7B tuned",
-    "gemma_2b": "Gemma-2B tuned",
-    "phi_2": "Phi-2 tuned",
-}
 
 
 class PublishedComparison(Part):

@@ -14,9 +14,10 @@ from starlette.responses import Response
 
 from atoll.config.prices import token_prices
 from atoll.errors import AtollError
+from atoll.evaluation import cost_defaults
 from atoll.server.caller import Caller, caller_of
 from atoll.server.keys.usage import Sums, UsageRow
-from atoll.server.ui.cost_form import HEIGHT, KINDS, WIDTH, Bill, CostForm, bill, machine_choices, read_cost_form
+from atoll.server.ui.cost_form import HEIGHT, WIDTH, Bill, CostForm, bill, machine_choices, read_cost_form
 from atoll.server.ui.pages import NavItem
 from atoll.server.ui.runs import Copy
 from atoll.server.ui.site import Site
@@ -61,7 +62,7 @@ class CostPage:
             "form": form,
             "bill": found,
             "problem": problem,
-            "kinds": KINDS,
+            "kinds": cost_defaults.KINDS,
             "machines": machine_choices(),
             "models": sorted(token_prices()),
             "width": WIDTH,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from atoll.config.prices import TokenPrice, machine_prices, named_machine, token_price
 from atoll.errors import NotFound, UsageError
+from atoll.evaluation import cost_defaults
 from atoll.evaluation.cost import (
     DEFAULT_UTILIZATION,
     THROUGHPUTS,
@@ -26,14 +27,6 @@ from atoll.evaluation.cost import (
     shared_pays_until,
 )
 
-DEFAULT_MACHINE = "m7i.large"
-DEFAULT_MODELS = ("gpt-4.1", "gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash", "together-qwen3.5-9b")
-KINDS = {
-    "shared": "all adapters on one",
-    "dedicated": "a machine for each model",
-    "hosted": "open model by token",
-    "api": "API by token",
-}
 WIDTH, HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 10, 34
 _DECADES = 2
@@ -49,16 +42,16 @@ class CostForm(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", str_max_length=200, allow_inf_nan=False)
 
-    requests: _Amount = 100_000
-    prompt_tokens: _Amount = 300
-    new_tokens: _Amount = 30
-    tasks: Annotated[int, Field(ge=1, le=100_000)] = 25
-    machine: str = DEFAULT_MACHINE
+    requests: _Amount = cost_defaults.REQUESTS_PER_MONTH
+    prompt_tokens: _Amount = cost_defaults.PROMPT_TOKENS
+    new_tokens: _Amount = cost_defaults.NEW_TOKENS
+    tasks: Annotated[int, Field(ge=1, le=100_000)] = cost_defaults.NUM_TASKS
+    machine: str = cost_defaults.MACHINE
     new_tokens_per_second: _Rate | None = None
     prompt_tokens_per_second: _Rate | None = None
     adapters_share: Annotated[float, Field(gt=0, le=1)] | None = None
     utilization: Annotated[float, Field(gt=0, le=1)] = DEFAULT_UTILIZATION
-    model: Annotated[tuple[str, ...], Field(max_length=_MAX_MODELS)] = DEFAULT_MODELS
+    model: Annotated[tuple[str, ...], Field(max_length=_MAX_MODELS)] = cost_defaults.MODELS
 
     @field_validator("new_tokens_per_second", "prompt_tokens_per_second", "adapters_share", mode="before")
     @classmethod

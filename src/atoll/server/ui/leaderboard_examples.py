@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
 from atoll.errors import DataError
 from atoll.evaluation.outputs import ADAPTER, BASE, MemberRecord, Output, read_inputs, read_outputs
+from atoll.evaluation.word_diff import Span, word_diff
 from atoll.tasks.metrics import Answer, Metric, find_metric
 
 PAGE_SIZE = 20
@@ -23,7 +22,6 @@ _MAX_SHOWN_CHARS = 6000
 # These run programs, which opening a page shall not.
 _PROGRAM_METRICS = frozenset({"pass_at_1", "sql_execution", "wikisql_execution"})
 _PLAIN_METRIC = "exact_match"
-_WORD = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
 
 Filter = Literal["all", "wrong", "worse", "better"]
 FILTERS: dict[Filter, str] = {
@@ -33,16 +31,6 @@ FILTERS: dict[Filter, str] = {
     "better": "adapter better than the base",
 }
 
-Change = Literal["same", "extra", "missing"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer beside the right one: in both, only in the answer, or only in the right one."""
-
-    change: Change
-    text: str
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -50,7 +38,7 @@ class Shown:
 
     contender: str
     score: float
-    pieces: tuple[Piece, ...]
+    spans: tuple[Span, ...]
     error: str | None
     is_unfinished: bool
     num_new_tokens: int
@@ -172,7 +160,11 @@ def _example(scored: _Scored, index: int, names: Sequence[str]) -> Example:
         Shown(
             contender=name,
             score=scored.scores[name][index],
-            pieces=tuple(word_diff(first.reference, scored.outputs[name][index].prediction)),
+            spans=word_diff(
+                first.reference[:_MAX_SHOWN_CHARS],
+                scored.outputs[name][index].prediction[:_MAX_SHOWN_CHARS],
+                max_words=_MAX_DIFF_WORDS,
+            ),
             error=scored.outputs[name][index].error,
             is_unfinished=scored.outputs[name][index].finish_reason == "length",
             num_new_tokens=scored.outputs[name][index].num_new_tokens,
@@ -180,21 +172,3 @@ def _example(scored: _Scored, index: int, names: Sequence[str]) -> Example:
         for name in names
     )
     return Example(index + 1, first.example_id, inputs, first.reference[:_MAX_SHOWN_CHARS], answers)
-
-
-def word_diff(reference: str, answer: str) -> Iterator[Piece]:
-    """An answer beside the right one, word by word; a long answer comes as it is, since comparing takes its square."""
-    # A word has the space after it, or every second word of two strangers' texts would be the same: a space.
-    wanted, given = (re.findall(_WORD, text[:_MAX_SHOWN_CHARS]) for text in (reference, answer))
-    if max(len(wanted), len(given)) > _MAX_DIFF_WORDS:
-        yield Piece("same", answer[:_MAX_SHOWN_CHARS])
-        return
-    bare_wanted, bare_given = ([word.strip() for word in words] for words in (wanted, given))
-    for kind, i, j, k, m in SequenceMatcher(None, bare_wanted, bare_given, autojunk=False).get_opcodes():
-        if kind == "equal":
-            yield Piece("same", "".join(given[k:m]))
-            continue
-        if i < j:
-            yield Piece("missing", "".join(wanted[i:j]))
-        if k < m:
-            yield Piece("extra", "".join(given[k:m]))

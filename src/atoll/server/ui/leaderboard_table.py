@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.config.task import PUBLISHED_NAMES
 from atoll.errors import AtollError, DataError, NotFound
 from atoll.evaluation.outputs import ADAPTER, BASE
-from atoll.evaluation.results import PUBLISHED_NAMES, MemberResult, Results
+from atoll.evaluation.results import MemberResult, Results
 from atoll.evaluation.scores import Score, Verdict
 from atoll.server.caller import Caller
 from atoll.server.ui.runs_folder import RunsFolder
