@@ -102,9 +102,7 @@ class FusedMLP(nn.Module):
         super().__init__()
         self.gate_up = group(mlp.gate_proj, mlp.up_proj)
         self.down = group(mlp.down_proj)
-        # transformers wraps SiLU in a class of its own.
-        is_silu = type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        self._gate = silu_mul if is_silu else _gated(mlp.act_fn)
+        self._gate = silu_mul if has_silu(mlp) else _gated(mlp.act_fn)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, tokens, hidden]. Returns the same shape."""
@@ -179,20 +177,20 @@ def fuse(model: PreTrainedModel, *, bits: int | None = None) -> None:
         return LinearGroup(layers, bits=bits, drop_weights=True)
 
     head = model.get_output_embeddings()
-    for parent, name, module in list(_children(model)):
+    for parent, name, module in list(children(model)):
         if module is head:
             setattr(parent, name, PackedHead(module, bits=bits))
         elif (fused := _fused(module, group)) is not None:
             setattr(parent, name, fused)
-    for parent, name, module in list(_children(model)):
+    for parent, name, module in list(children(model)):
         if isinstance(module, MultiLoRALinear):
             setattr(parent, name, group(module))
         elif _has_fused_parts(module):
             setattr(parent, name, FusedLayer(module))
 
 
-def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Every module below `model` with its parent; not what lies inside of a group."""
+def children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Every module below `model` with its parent and its name there; not what lies inside of a group."""
     for parent in model.modules():
         if not isinstance(parent, LinearGroup):
             yield from ((parent, name, child) for name, child in parent.named_children())
@@ -201,21 +199,26 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 def _fused(module: nn.Module, group: Callable[..., LinearGroup]) -> nn.Module | None:
     kind = type(module)
     for known, window in _WINDOWS.items():
-        if _same_code(kind, known) and _same_rotation(kind):
+        if same_code(kind, known) and _same_rotation(kind):
             return FusedAttention(module, window(module), group)
-    if _same_code(kind, LlamaMLP):
+    if same_code(kind, LlamaMLP):
         return FusedMLP(module, group)
-    if _same_code(kind, LlamaRMSNorm):
+    if same_code(kind, LlamaRMSNorm):
         return FusedRMSNorm(module)
     return None
 
 
 def _has_fused_parts(layer: Any) -> bool:
-    if not _same_code(type(layer), LlamaDecoderLayer):
+    if not same_code(type(layer), LlamaDecoderLayer):
         return False
     norms = layer.input_layernorm, layer.post_attention_layernorm
     are_fused = all(isinstance(norm, FusedRMSNorm) for norm in norms)
     return are_fused and isinstance(layer.self_attn, FusedAttention) and isinstance(layer.mlp, FusedMLP)
+
+
+def has_silu(mlp: Any) -> bool:
+    """Whether a gated MLP's activation is SiLU, which transformers wraps in a class of its own."""
+    return type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
 
 
 def _gated(act_fn: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -241,7 +244,8 @@ def _globals(kind: type[nn.Module]) -> Mapping[str, Any]:
     return variables
 
 
-def _same_code(kind: type[nn.Module], known: type[nn.Module]) -> bool:
+def same_code(kind: type[nn.Module], known: type[nn.Module]) -> bool:
+    """Whether a class of transformers computes, word for word, as a known one."""
     return kind is known or (
         kind.__module__.startswith("transformers.") and _code(kind.forward) == _code(known.forward)
     )

@@ -16,6 +16,7 @@ from atoll.adapters.bank import AdapterBank
 from atoll.config.fleet import LoraConfig, TrainerConfig
 from atoll.errors import AtollError
 from atoll.kernels.lora import Dropout, LoraWeights
+from atoll.model.fuse_training import fuse_for_training
 from atoll.model.load import BaseModel
 from atoll.training.checkpoint import save_checkpoint
 from atoll.training.data import ExampleOrder, PassMixer, TokenizedSplit
@@ -176,6 +177,7 @@ class Trainer:
         self._validated = (0, 0.0)
         max_rank = max(job.adapter.r for job in jobs)
         self.bank = AdapterBank(base.model, num_slots=len(jobs), max_rank=max_rank, dtype=torch.float32)
+        fuse_for_training(base.model)
         self.runs = [
             AdapterRun(job, slot, self.bank.create(slot, job.adapter, seed=job.trainer.seed))
             for slot, job in enumerate(jobs)

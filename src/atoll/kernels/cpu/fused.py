@@ -47,6 +47,35 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
+def rms_norm_backward(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
+    """The gradient of x. x, grad: [tokens, n], weight: [n], all contiguous and of one dtype."""
+    out = torch.empty_like(x)
+    num_threads(1 + x.numel() // _PER_THREAD)
+    _rms_norm_backward(
+        KINDS[x.dtype], x.data_ptr(), weight.data_ptr(), grad.data_ptr(), out.data_ptr(), *x.shape, float(eps)
+    )
+    return out
+
+
+def gate_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up. gate, up: [tokens, n], contiguous and of one dtype."""
+    out = torch.empty_like(gate)
+    num_threads(1 + gate.numel() // _PER_THREAD)
+    _gate_mul(KINDS[gate.dtype], gate.data_ptr(), up.data_ptr(), out.data_ptr(), *gate.shape)
+    return out
+
+
+def gate_mul_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up. gate, up, grad: [tokens, n], contiguous and of one dtype."""
+    of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+    num_threads(1 + gate.numel() // _PER_THREAD)
+    _gate_mul_backward(
+        KINDS[gate.dtype], gate.data_ptr(), up.data_ptr(), grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
+        *gate.shape,
+    )  # fmt: skip
+    return of_gate, of_up
+
+
 def rope_store(
     qkv: Tensor, cos: Tensor, sin: Tensor, kv_index: Tensor, keys: Tensor, values: Tensor, num_heads: int
 ) -> None:
@@ -81,6 +110,33 @@ def _rms_norm(
         _norm_row(x[row], weight, small, out[row])
 
 
+@njit(fastmath=FAST, error_model="numpy", nogil=True)
+def _norm_row_backward(x: Array, weight: Array, grad: Array, eps: np.float32, out: Array) -> None:
+    squares, along = np.float32(0), np.float32(0)
+    for i in range(len(x)):
+        squares += to_float32(x[i]) * to_float32(x[i])
+        along += to_float32(grad[i]) * to_float32(weight[i]) * to_float32(x[i])
+    width = np.float32(len(x))
+    factor = np.float32(1) / np.sqrt(squares / width + eps)
+    shrink = factor * factor * factor * along / width
+    for i in range(len(x)):
+        out[i] = like(factor * to_float32(grad[i]) * to_float32(weight[i]) - shrink * to_float32(x[i]), out[i])
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _rms_norm_backward(
+    kind: Array, x_address: int, weight_address: int, grad_address: int, out_address: int, num_rows: int, width: int,
+    eps: float,
+) -> None:  # fmt: skip
+    x = carray(pointer(x_address), (num_rows, width), kind.dtype)
+    weight = carray(pointer(weight_address), (width,), kind.dtype)
+    grad = carray(pointer(grad_address), (num_rows, width), kind.dtype)
+    out = carray(pointer(out_address), (num_rows, width), kind.dtype)
+    small = np.float32(eps)
+    for row in prange(num_rows):
+        _norm_row_backward(x[row], weight, grad[row], small, out[row])
+
+
 @njit(nogil=True, parallel=True, cache=True)
 def _add_rms_norm(
     kind: Array, x_address: int, y_address: int, weight_address: int, total_address: int, out_address: int,
@@ -113,6 +169,41 @@ def _silu_mul(kind: Array, gate_up_address: int, out_address: int, num_rows: int
     out = carray(pointer(out_address), (num_rows, width), kind.dtype)
     for row in prange(num_rows):
         _silu_row(gate_up[row, :width], gate_up[row, width:], out[row])
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _gate_mul(
+    kind: Array, gate_address: int, up_address: int, out_address: int, num_rows: int, width: int
+) -> None:  # fmt: skip
+    gate = carray(pointer(gate_address), (num_rows, width), kind.dtype)
+    up = carray(pointer(up_address), (num_rows, width), kind.dtype)
+    out = carray(pointer(out_address), (num_rows, width), kind.dtype)
+    for row in prange(num_rows):
+        _silu_row(gate[row], up[row], out[row])
+
+
+@njit(error_model="numpy", nogil=True)
+def _silu_row_backward(gates: Array, up: Array, grad: Array, of_gate: Array, of_up: Array) -> None:
+    for i in range(len(gates)):
+        gate, above = to_float32(gates[i]), to_float32(grad[i])
+        share = np.float32(1) / (np.float32(1) + exp(-gate))
+        of_up[i] = like(above * gate * share, of_up[i])
+        slope = share * (np.float32(1) + gate * (np.float32(1) - share))
+        of_gate[i] = like(above * to_float32(up[i]) * slope, of_gate[i])
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _gate_mul_backward(
+    kind: Array, gate_address: int, up_address: int, grad_address: int, of_gate_address: int, of_up_address: int,
+    num_rows: int, width: int,
+) -> None:  # fmt: skip
+    gate = carray(pointer(gate_address), (num_rows, width), kind.dtype)
+    up = carray(pointer(up_address), (num_rows, width), kind.dtype)
+    grad = carray(pointer(grad_address), (num_rows, width), kind.dtype)
+    of_gate = carray(pointer(of_gate_address), (num_rows, width), kind.dtype)
+    of_up = carray(pointer(of_up_address), (num_rows, width), kind.dtype)
+    for row in prange(num_rows):
+        _silu_row_backward(gate[row], up[row], grad[row], of_gate[row], of_up[row])
 
 
 # Nothing is contracted: in float32 the bits are those of transformers' own products and sums.
