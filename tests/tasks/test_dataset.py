@@ -199,7 +199,7 @@ def test_a_wrong_label_is_named(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "\\ud83d", "label": 1}\n', r"a\.jsonl:1, column `text`: the value is not valid text"),
         ("a.jsonl", b"", r"the test split of mood is empty"),
         ("a.jsonl.gz", b"no gzip", r"damaged"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 100)[:-20], r"damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 100, mtime=0)[:-20], r"damaged"),
         ("a.csv", b"text,label\nx,1\ny,2,3\n", r"a\.csv:3: the row has 3 fields, the header has 2"),
         ("a.csv", b"text,text\n", r"two columns are called `text`"),
         ("a.csv", b'text,label\n"x"y,1\n', r"a\.csv:2: not valid CSV"),
