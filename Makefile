@@ -30,7 +30,8 @@ demo: setup
 test: setup
 	@scripts/setup --tests
 	@scripts/debian-tools
-	.venv/bin/python -m pytest $(SPREAD)
+	.venv/bin/python -m pytest $(SPREAD) --ignore tests/load
+	.venv/bin/python -m pytest tests/load
 
 nightly: setup
 	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest tests/load tests/properties/test_peft_equal.py tests/server/test_schema.py

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from peft import PeftModel
 
 from atoll.engine import Engine, EngineConfig, Event
-from support.engines import greedy
+from support.engines import greedy, settled
 from support.scale import scaled
 from support.signatures import (
     all_signatures,
@@ -92,7 +92,7 @@ def test_no_wrong_answer_under_a_zipf_mix_with_reloads(world: SignedWorld) -> No
     with world.engine(num_slots=NUM_SLOTS, config=config) as engine:
         traffic = Traffic(world, engine, seed=1)
         traffic.run(NUM_REQUESTS)
-        stats = engine.stats()
+        stats = settled(engine)
     assert traffic.num_superseded > NUM_REQUESTS / 100, "no reload met a request under way"
     assert stats.tiers.num_slot_evictions > NUM_REQUESTS / 10, "slots were never scarce"
     assert stats.tiers.num_host_evictions > NUM_REQUESTS / 20, "host memory was never scarce"
