@@ -7,8 +7,6 @@
 export TORCH_INDEX PYTHON
 
 BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-frontend bench-overload bench-paint bench-gpu
-# Tests use one thread each. The tests of a file share what it has loaded.
-SPREAD = --numprocesses auto --maxprocesses 4 --dist loadfile
 .PHONY: help setup demo test nightly check docs bench lock $(BENCHES) bench-soak
 
 help:
@@ -30,8 +28,7 @@ demo: setup
 test: setup
 	@scripts/setup --tests
 	@scripts/debian-tools
-	.venv/bin/python -m pytest $(SPREAD) --ignore tests/load
-	.venv/bin/python -m pytest tests/load
+	@scripts/pytest
 
 nightly: setup
 	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest tests/load tests/properties/test_peft_equal.py tests/server/test_schema.py

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 # Before any import that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Servers of tests must not ask for the keys of whoever runs them: there is nothing at this path.
+# Servers of tests must not ask for the keys of whoever runs them: there is nothing at this path yet.
 os.environ["ATOLL_DATABASE"] = str(Path(tempfile.gettempdir()) / f"atoll-tests-{os.getpid()}" / "atoll.db")
 # Tiny matrices gain nothing from threads, and on busy cores their barriers cost ten times the arithmetic.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +25,7 @@ os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())
 from support.tiny import save_tiny_base
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, Path(os.environ["ATOLL_DATABASE"]).parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A server with the page over a tiny base and adapters, for all tests of a run, and a browser."""
+"""A server with the page over a tiny base and adapters, and a browser."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from support.browsing import Watched, chromium, watched_page
 from support.pages import ShownSite, shown_site
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShownSite]:
-    """A server without keys."""
+    """A server without keys; another for each file, because its tests leave runs and votes behind."""
     with shown_site(tmp_path_factory.mktemp("site")) as shown:
         yield shown
 

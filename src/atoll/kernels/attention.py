@@ -35,8 +35,7 @@ def packed_attention(
     q: [tokens, num_heads, key_dim]. k, v: [tokens, num_kv_heads, key_dim or value_dim]. Returns [tokens, num_heads,
     value_dim].
     """
-    # In float32 a resumed run must end in the same bits, and the tiles' batched products do not promise that.
-    if q.is_cpu and q.dtype is torch.bfloat16 and softcap is None:
+    if q.is_cpu and softcap is None:
         return cpu_packed.attend(q, k, v, layout.tiles, scale=scale, window=window)
     return reference.attend_packed(q, k, v, layout.spans, scale=scale, window=window, softcap=softcap)
 

@@ -83,8 +83,13 @@ class AdapterOptimizer:
         for name, parameter in zip(self._names, self.parameters, strict=True):
             parameter.copy_(tensors[f"{name}.weight"])
             grad = tensors.get(f"{name}.grad")
-            parameter.grad = None if grad is None else grad.to(parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (value := tensors.get(f"{name}.{key}")) is not None:
-                    device = "cpu" if key == "step" else parameter.device
-                    self._adamw.state[parameter][key] = value.to(device)
+            parameter.grad = None if grad is None else _laid_out_as(parameter, grad)
+            if (step := tensors.get(f"{name}.step")) is not None:
+                moments = {key: _laid_out_as(parameter, tensors[f"{name}.{key}"]) for key in ("exp_avg", "exp_avg_sq")}
+                self._adamw.state[parameter] = {"step": step, **moments}
+
+
+def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
+    """A copy with the parameter's strides: sums such as the norm of a gradient go through memory in order, and b is a
+    transposed view, so the same values in rows would add up to other last bits."""
+    return torch.empty_like(parameter).copy_(values)
