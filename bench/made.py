@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from atoll.adapters.peft_io import CONFIG_NAME, PREFIX, WEIGHTS_NAME, adapter_digest
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
+from atoll.adapters.peft_io import PREFIX
 from atoll.adapters.store import StoredAdapter
 from atoll.model.source import resolve_base
 

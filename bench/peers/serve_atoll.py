@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 from protocol import Answer, Case, Settings, work
 
-from atoll.adapters.peft_io import adapter_digest
+from atoll.adapters.peft_files import adapter_digest
 from atoll.adapters.store import StoredAdapter
 from atoll.config.fleet import QuantizationConfig
 from atoll.engine import EngineConfig, Event, Request, SamplingParams, TokenEvent, build_engine

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.contract import CONTRACT_NAME
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, adapter_digest, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
+from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.store import StoredAdapter
 from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, UsageError
 from support.residency import LAYER, PLAIN, Harness

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atoll.adapters.bank import AdapterBank
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.routing import Routing
 from atoll.model.attention import PackedContext, attending
 from support.adapters import random_peft_model, save_random_adapter

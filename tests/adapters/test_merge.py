@@ -23,7 +23,8 @@ from atoll.adapters.cache import AdapterCache
 from atoll.adapters.contract import read_contract
 from atoll.adapters.merge import MAX_SOURCES, Recipe, combine, factor, merge
 from atoll.adapters.merger import Merger
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, AdapterWeights, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_io import AdapterWeights, read_adapter
 from atoll.adapters.store import StoredAdapter, adapter_digest
 from atoll.errors import AdapterInvalid, AtollError, Overloaded, RequestInvalid
 from atoll.kernels.lora import LoraWeights

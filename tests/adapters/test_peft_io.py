@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atoll.adapters.bank import AdapterBank
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_io import read_adapter
 from atoll.errors import AdapterInvalid
 from support.adapters import save_random_adapter
 from support.tiny import make_model

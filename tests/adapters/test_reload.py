@@ -15,7 +15,8 @@ import torch
 
 from atoll.adapters import catalog as catalog_module
 from atoll.adapters.catalog import AdapterCatalog
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.store import StoredAdapter
 from atoll.engine import Event, FinishEvent, TokenEvent
 from atoll.errors import AdapterInvalid

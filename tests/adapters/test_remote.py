@@ -16,7 +16,8 @@ from atoll.adapters.addresses import HostRules, SourceUnavailable, is_public
 from atoll.adapters.cache import AdapterCache
 from atoll.adapters.contract import CONTRACT_NAME
 from atoll.adapters.hub import Hub
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.remote import RemoteAdapters
 from atoll.adapters.source import Budget
 from atoll.adapters.store import adapter_digest

@@ -14,7 +14,8 @@ import torch
 
 from atoll.adapters import residency as residency_module
 from atoll.adapters.contract import AdapterContract, BaseRef
-from atoll.adapters.peft_io import WEIGHTS_NAME, read_adapter
+from atoll.adapters.peft_files import WEIGHTS_NAME
+from atoll.adapters.peft_io import read_adapter
 from atoll.config.task import GenerationConfig, PromptConfig
 from atoll.errors import AdapterInvalid, Overloaded, UsageError
 from support.residency import LAYER, Harness

@@ -14,7 +14,7 @@ import pytest
 from atoll.adapters import remote
 from atoll.adapters.addresses import HostRules
 from atoll.adapters.cache import AdapterCache
-from atoll.adapters.peft_io import CONFIG_NAME
+from atoll.adapters.peft_files import CONFIG_NAME
 from atoll.adapters.remote import RemoteAdapters
 from atoll.adapters.s3 import S3
 from atoll.adapters.store import adapter_digest

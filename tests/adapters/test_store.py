@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from atoll.adapters.catalog import AdapterCatalog
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.store import AdapterStore, adapter_digest
 from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
 from support.adapters import save_random_adapter
@@ -77,6 +78,7 @@ def test_a_damaged_list_of_revisions_is_told(store: AdapterStore, tmp_path: Path
 PUBLISH_FOREVER = """
 import os, sys
 from pathlib import Path
+import atoll.adapters.peft_io  # before the forks: it takes longer than they live
 from atoll.adapters.store import AdapterStore
 store = AdapterStore(Path(sys.argv[1]))
 for _ in sys.stdin:

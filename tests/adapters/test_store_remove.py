@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.adapters.peft_io import adapter_digest, read_adapter
+from atoll.adapters.peft_files import adapter_digest
+from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.store import AdapterStore
 from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
 from support.adapters import save_random_adapter

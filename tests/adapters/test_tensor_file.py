@@ -26,7 +26,7 @@ matrices = st.dictionaries(
 
 def read(path: Path) -> dict[str, torch.Tensor]:
     """All matrices of a file, and its digest checked."""
-    with open_tensors(path) as file:
+    with open_tensors(path, 1 << 20) as file:
         buffer = torch.empty(-(-file.body_bytes // 4) * 4, dtype=torch.uint8)
         file.read_body(buffer)
         assert file.sha256(buffer) == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -89,7 +89,7 @@ def test_what_is_not_finite_is_found(tmp_path: Path, dtype: torch.dtype, value: 
     }
     tensors["wrong"][250, 7] = value
     (tmp_path / "file").write_bytes(save(tensors))
-    with open_tensors(tmp_path / "file") as file:
+    with open_tensors(tmp_path / "file", 1 << 20) as file:
         buffer = torch.zeros(-(-file.body_bytes // 4) * 4, dtype=torch.uint8)
         file.read_body(buffer)
     assert Body(buffer).find_not_finite(file.tensors) == "wrong"

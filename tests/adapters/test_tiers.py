@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from atoll.adapters.bank import AdapterBank
-from atoll.adapters.peft_io import CONFIG_NAME, PREFIX, WEIGHTS_NAME, AdapterWeights, adapter_digest
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
+from atoll.adapters.peft_io import PREFIX, AdapterWeights
 from atoll.adapters.residency import AdapterResidency
 from atoll.adapters.store import StoredAdapter
 from atoll.adapters.tiers import HostTier

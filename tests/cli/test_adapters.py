@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from atoll.adapters.contract import CONTRACT_NAME, read_contract
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
 from atoll.adapters.store import AdapterStore
 from atoll.cli.ending import run_to_its_end
 from atoll.cli.main import app

@@ -121,6 +121,15 @@ def test_a_ludwig_file_becomes_a_fleet_with_its_notes(folder: Path, ludwig: Path
     assert "# `backend`:" in (folder / "out" / "fleet.yaml").read_text()
 
 
+def test_a_ludwig_file_stays_when_its_translation_is_written_beside_it(folder: Path, ludwig: Path) -> None:
+    before = ludwig.read_text()
+    for _ in range(2):
+        atoll("init", "--from", "l.yaml", "--dataset", "my data.csv", "--force")
+        assert ludwig.read_text() == before
+    (member,) = load_fleet(folder / "fleet.yaml").members()
+    assert (member.name, member.task_ref) == ("l", str(folder / "l-task.yaml"))
+
+
 def test_a_fleet_file_is_not_taken_for_ludwigs(folder: Path) -> None:
     (folder / "f.yaml").write_text("adapters: {a: {task: dates}}\n")
     assert isinstance(atoll("init", "--from", "f.yaml", fails=True).exception, ConfigError)

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from atoll.adapters.peft_io import CONFIG_NAME, adapter_digest
+from atoll.adapters.peft_files import CONFIG_NAME, adapter_digest
 from atoll.adapters.store import AdapterStore
 from support.adapters import save_random_adapter
 from support.buckets import SETTINGS, moto_endpoint

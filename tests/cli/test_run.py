@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from atoll.adapters.peft_io import WEIGHTS_NAME
+from atoll.adapters.peft_files import WEIGHTS_NAME
 from atoll.cli.ls import ls
 from atoll.cli.run import run
 from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, RequestInvalid, UsageError

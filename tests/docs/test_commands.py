@@ -1,31 +1,43 @@
-"""Every `atoll` command in the documentation is one that the command line takes; those of the first pages are run."""
+"""Every `atoll` command in the documentation is one that the command line takes, and all code in it is run."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import click
 import pytest
 import typer.main
-from ruamel.yaml import YAML
 
 from atoll.cli.main import app
-from support.console import atoll_commands, console_blocks
-from support.tiny import save_tiny_base
+from atoll.cli.reference import walk
+from support.console import atoll_commands, code_blocks, commands_of
+from support.newcomer import newcomer
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "results").glob("*.md")])
+}
+ROOT_COMMAND = typer.main.get_command(app)
+EXAMPLE = re.compile(r"Examples?:\s+(.+?)(?:\n\s*\n|\Z)", re.DOTALL)
+WITH_CODE = [name for name, path in PAGES.items() if any(block.reason is None for block in code_blocks(path))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_documented_commands_exist(page: Path) -> None:
-    for words in atoll_commands(page):
-        check_words(typer.main.get_command(app), words, " ".join(["atoll", *words]))
+@pytest.mark.parametrize("page", PAGES)
+def test_documented_commands_exist(page: str) -> None:
+    for words in atoll_commands(PAGES[page]):
+        check_words(ROOT_COMMAND, words, " ".join(["atoll", *words]))
+
+
+def test_examples_in_the_help_exist() -> None:
+    helps = dict(walk(ROOT_COMMAND, ROOT_COMMAND.make_context("atoll", [], resilient_parsing=True)))
+    examples = [" ".join(found.split()) for text in helps.values() for found in EXAMPLE.findall(text)]
+    assert len(examples) > 20
+    for example in examples:
+        for words in commands_of(example):
+            check_words(ROOT_COMMAND, words, example)
 
 
 def check_words(command: click.Command, words: list[str], shown: str) -> None:
@@ -45,34 +57,13 @@ def check_words(command: click.Command, words: list[str], shown: str) -> None:
             pytest.fail(f"{shown}: {error.format_message()}")
 
 
-@pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A folder with the examples as in a clone, but over a tiny base and with few rows."""
-    save_tiny_base(tmp_path / "base")
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    yaml = YAML()
-    for path in (tmp_path / "examples" / "demo.yaml", tmp_path / "examples" / "tickets" / "tickets.yaml"):
-        fleet = yaml.load(path)
-        fleet["base_model"] = str(tmp_path / "base")
-        fleet["trainer"] = {"epochs": 1}
-        fleet["data"] = {"limit": 6, "validation_limit": 2, "max_length": 256}
-        yaml.dump(fleet, path)
-    return tmp_path
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["start", "own-data"])
-def test_the_commands_of_a_page_work_one_after_the_other(page: str, workplace: Path) -> None:
-    blocks = console_blocks(ROOT / "docs" / f"{page}.md")
-    commands = [command for block in blocks if block.reason is None for command in block.commands]
-    assert commands
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "ATOLL_STORE": str(workplace / "store"),
-    }
-    for command in commands:
-        words = ["3" if word == "100" else word for word in shlex.split(command)]  # --limit: few answers are enough
-        done = subprocess.run(
-            words, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_what_a_page_says_works_step_by_step(page: str, tmp_path: Path) -> None:
+    data = Path(os.environ.get("ATOLL_TEST_DATA", ROOT.parent / "shared" / "data" / "loraland"))
+    blocks = [block for block in code_blocks(PAGES[page]) if block.reason is None]
+    if not data.is_dir() and any("DATA" in block.code for block in blocks):
+        pytest.skip(f"no LoRA Land data at {data} (set ATOLL_TEST_DATA)")
+    with newcomer(tmp_path, data) as reader:
+        done = reader.follows(blocks)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from ruamel.yaml import YAML
 
-from atoll.adapters.peft_io import adapter_digest
+from atoll.adapters.peft_files import adapter_digest
 from atoll.errors import AdapterInvalid
 from atoll.evaluation.card import card_with_scores, eval_results_path, eval_results_yaml, update_cards
 from atoll.evaluation.results import MemberResult

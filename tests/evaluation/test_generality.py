@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from atoll.adapters.peft_io import WEIGHTS_NAME
+from atoll.adapters.peft_files import WEIGHTS_NAME
 from atoll.adapters.store import StoredAdapter
 from atoll.config.load import load_task
 from atoll.engine import Engine, build_engine

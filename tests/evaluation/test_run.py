@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.adapters.peft_io import WEIGHTS_NAME
+from atoll.adapters.peft_files import WEIGHTS_NAME
 from atoll.adapters.store import CARD_NAME
 from atoll.config.load import load_task
 from atoll.engine import Engine, Request, SamplingParams, build_engine

@@ -1,47 +1,44 @@
-"""`atoll --help` answers at once."""
+"""What only looks loads nothing that takes seconds."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-ATOLL = Path(sys.executable).with_name("atoll")
-LIMIT_S = 0.3
-NUM_TRIES = 12
+from atoll.adapters.store import AdapterStore
+from support.adapters import save_random_adapter
+from support.tiny import make_model
+
+HEAVY = {"torch", "transformers", "numba", "fastapi", "duckdb", "pyarrow"}
 
 
-def best_time_s(command: list[str | Path], enough_s: float) -> float:
-    """The shortest of several runs; stops early at one of `enough_s` or less."""
-    best = float("inf")
-    for _ in range(NUM_TRIES):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        best = min(best, time.perf_counter() - start)
-        if best <= enough_s:
-            break
-    return best
-
-
-def test_help_answers_within_the_limit() -> None:
-    python_s = best_time_s([sys.executable, "-c", "import typing, inspect, re"], LIMIT_S / 5)
-    if python_s > LIMIT_S / 3:
-        pytest.skip(f"the machine is too busy to measure: Python alone takes {python_s:.2f} s")
-    assert best_time_s([ATOLL, "--help"], LIMIT_S) <= LIMIT_S
-
-
-def test_help_loads_nothing_heavy() -> None:
-    """The reason for the limit above, measured without a clock."""
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        ("--help", HEAVY | {"numpy", "pydantic", "ruamel"}),
+        ("ls", HEAVY),
+        ("show mood", HEAVY),
+        ("rm mood --yes", HEAVY),
+        ("tasks ls", HEAVY),
+        ("cost", HEAVY),
+    ],
+)
+def test_what_only_looks_loads_nothing_heavy(command: str, heavy: set[str], tmp_path: Path) -> None:
+    """Why help and lists answer at once, measured without a clock; tests/load/test_help_time.py has one."""
+    AdapterStore(tmp_path).publish("mood", save_random_adapter(tmp_path / "mood", make_model()))
     program = (
         "import sys, typer\n"
         "from atoll.cli.main import app\n"
-        "typer.main.get_command(app).main(['--help'], standalone_mode=False)\n"
+        f"typer.main.get_command(app).main({command.split()!r}, standalone_mode=False)\n"
         "print(*sys.modules, file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert "tune" in done.stdout
-    heavy = {"torch", "transformers", "numpy", "pydantic", "fastapi", "duckdb", "pyarrow", "ruamel"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True,
+        env=os.environ | {"ATOLL_STORE": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout
     assert heavy.isdisjoint(done.stderr.split())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from atoll.adapters.peft_io import adapter_digest
+from atoll.adapters.peft_files import adapter_digest
 from atoll.adapters.store import StoredAdapter
 from atoll.engine import Completion, EngineConfig, build_engine
 from atoll.errors import AdapterInvalid

@@ -15,7 +15,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from atoll.adapters.catalog import AdapterCatalog
-from atoll.adapters.peft_io import WEIGHTS_NAME
+from atoll.adapters.peft_files import WEIGHTS_NAME
 from atoll.server.app import create_app
 from atoll.server.settings import ServerSettings
 from support.adapters import save_random_adapter

@@ -1,4 +1,4 @@
-"""Commands in the documentation's `console` blocks."""
+"""Code in the documentation: `console` and `python` blocks, and the `atoll` commands among them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,48 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_BLOCK = re.compile(r"(<!-- not run: (?P<reason>[^>]+) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL)
-_INDENTED = re.compile(r"^    (?:\$ )?(?P<line>(?:[A-Z_]+=\S+ )*atoll .*)$", re.MULTILINE)
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```(?P<language>console|python)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Commands of one block; `reason` says why a test cannot run them."""
+    """One block of code; `reason` says why a test cannot run it.
 
-    commands: tuple[str, ...]
+    code: of a console what was typed, behind `$ ` or as its continuation behind `> `; else the whole text.
+    """
+
+    language: str
+    code: str
     reason: str | None
 
 
-def console_blocks(page: Path) -> list[Block]:
-    """The ```console blocks of a page, in order; commands are the lines that begin with `$ `."""
+def code_blocks(page: Path) -> list[Block]:
+    """The console and python blocks of a page, in order."""
     return [
-        Block(tuple(line[2:] for line in match["text"].splitlines() if line.startswith("$ ")), match["reason"])
+        Block(
+            match["language"],
+            _typed(match["text"]) if match["language"] == "console" else match["text"],
+            match["reason"],
+        )
         for match in _BLOCK.finditer(page.read_text(encoding="utf-8"))
     ]
 
 
+def _typed(text: str) -> str:
+    return "".join(f"{line[2:]}\n" for line in text.splitlines() if line.startswith(("$ ", "> ")))
+
+
 def atoll_commands(page: Path) -> Iterator[list[str]]:
-    """The arguments of every `atoll` command of a page's code, those in indented blocks too."""
-    text = page.read_text(encoding="utf-8")
-    lines = [line for block in console_blocks(page) for line in block.commands]
-    lines += [match["line"] for match in _INDENTED.finditer(text)]
-    for line in lines:
-        for command in re.split(r"\s(?:&&|;)\s|\s&$", line):
-            words = shlex.split(command, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                words.pop(0)
-            if words and words[0] == "atoll":
-                yield words[1:]
+    """The arguments of every `atoll` command of a page's consoles."""
+    for block in code_blocks(page):
+        if block.language == "console":
+            yield from commands_of(block.code)
+
+
+def commands_of(shell: str) -> Iterator[list[str]]:
+    """The arguments of every `atoll` command of a shell script."""
+    for command in re.findall(r"\batoll\s[^\n)]*", shell.replace("\\\n", " ")):
+        yield shlex.split(command, comments=True)[1:]

@@ -45,21 +45,27 @@ class ShownSite:
 
 
 def publish_tasks(world: World, store: AdapterStore, folder: Path) -> None:
-    """Publish a random adapter for each of TASKS, with the contract that training would give it."""
+    """Publish a random adapter for each of TASKS."""
     for seed, name in enumerate(TASKS, start=20):
-        task = find_task(name)
-        adapter = save_random_adapter(folder / name, make_model(), seed=seed)
-        fields = {
-            "task": task.name,
-            "description": task.description,
-            "licence": task.licence,
-            "input_columns": task.input_columns,
-            "target_column": task.target_column,
-            "labels": task.labels,
-            "max_length": 400,
-        }
-        write_contract(adapter, world.base_folder, name, task.prompt.template, **fields)
+        adapter = save_task_adapter(folder / name, world.base_folder, name, seed=seed)
         world.adapters[name] = store.publish(name, adapter)
+
+
+def save_task_adapter(folder: Path, base_folder: Path, task_name: str, *, seed: int, **fields: Any) -> Path:
+    """A random adapter with the contract that training for a built-in task would give it, or with other fields."""
+    task = find_task(task_name)
+    adapter = save_random_adapter(folder, make_model(), seed=seed)
+    contract = {
+        "task": task.name,
+        "description": task.description,
+        "licence": task.licence,
+        "input_columns": task.input_columns,
+        "target_column": task.target_column,
+        "labels": task.labels,
+        "max_length": 400,
+    }
+    write_contract(adapter, base_folder, folder.name, task.prompt.template, **contract | fields)
+    return adapter
 
 
 @contextmanager

@@ -84,9 +84,11 @@ def make_model(architecture: str = "llama", *, seed: int = 0, **overrides: Any) 
     return model
 
 
-def save_tiny_base(folder: Path, architecture: str = "llama", *, seed: int = 0, chat: bool = True) -> Path:
+def save_tiny_base(
+    folder: Path, architecture: str = "llama", *, seed: int = 0, chat: bool = True, **overrides: Any
+) -> Path:
     """Write a tiny base model with its tokenizer to `folder`, as a user's folder would look."""
-    model: Any = make_model(architecture, seed=seed)
+    model: Any = make_model(architecture, seed=seed, **overrides)
     model.save_pretrained(folder)
     make_tokenizer(chat=chat).save_pretrained(folder)
     return folder

@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from atoll.adapters.peft_io import MAX_BYTES, adapter_digest
+from atoll.adapters.peft_files import MAX_BYTES, adapter_digest
 from atoll.errors import AdapterInvalid, Overloaded
 from atoll.files import fsync_dir, write_atomic
 from atoll.log import get_logger

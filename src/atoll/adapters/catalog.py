@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from atoll.adapters.contract import read_contract
-from atoll.adapters.peft_io import CONFIG_NAME, MAX_BYTES, adapter_digest
+from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, adapter_digest
 from atoll.adapters.store import AdapterStore, StoredAdapter
 from atoll.errors import AdapterInvalid, AdapterNotFound, UsageError
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from atoll.adapters.peft_io import MAX_BYTES, AdapterWeights, adapter_digest
+from atoll.adapters.peft_files import MAX_BYTES, adapter_digest
+from atoll.adapters.peft_io import AdapterWeights
 from atoll.adapters.store import CARD_NAME, StoredAdapter
 from atoll.errors import AdapterInvalid, AtollError, UsageError
 from atoll.files import fsync_dir

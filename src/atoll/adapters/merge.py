@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from atoll.adapters.peft_io import CONFIG_NAME, PREFIX, WEIGHTS_NAME, AdapterWeights
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_io import PREFIX, AdapterWeights
 from atoll.errors import RequestInvalid
 from atoll.files import write_atomic
 from atoll.kernels.lora import LoraWeights

@@ -17,19 +17,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from atoll.adapters.contract import CONTRACT_NAME, MAX_CONTRACT_BYTES
+from atoll.adapters.contract import CONTRACT_NAME
 from atoll.adapters.peft_config import config_rank, config_scaling, is_selected, parse_config
+from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME, digest_of, read_small
 from atoll.adapters.selection import ends_with
-from atoll.adapters.tensor_file import MAX_FILE_BYTES, Body, TensorInfo, open_tensors
+from atoll.adapters.tensor_file import Body, TensorInfo, open_tensors
 from atoll.config.fleet import LoraConfig
 from atoll.errors import AdapterInvalid
 from atoll.files import write_atomic
 from atoll.kernels.lora import LoraWeights
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-MAX_BYTES = {CONFIG_NAME: 1 << 20, WEIGHTS_NAME: MAX_FILE_BYTES, CONTRACT_NAME: MAX_CONTRACT_BYTES}
-"""The files that decide what an adapter answers, and their largest sizes; its digest covers them, and no model card."""
 PREFIX = "base_model.model."
 # A name is held against patterns, so it may not be of any length.
 _KEY = re.compile(rf"{re.escape(PREFIX)}(.{{1,128}})\.lora_([AB])\.weight")
@@ -48,19 +45,6 @@ class AdapterWeights:
         return max(lora.a.shape[0] for lora in self.modules.values())
 
 
-def adapter_digest(folder: Path) -> str:
-    """sha256 over the contents of an adapter's files. Raises AdapterInvalid if one is larger than it may be."""
-    parts = {}
-    for name, max_bytes in MAX_BYTES.items():
-        path = folder / name
-        if path.is_file():
-            with path.open("rb") as file:
-                if path.stat().st_size > max_bytes:
-                    raise _too_large(path)
-                parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digest(parts)
-
-
 def read_adapter(
     folder: Path,
     *,
@@ -75,21 +59,21 @@ def read_adapter(
     memory. allocate: gives uint8 memory for so many bytes.
     """
     where = str(folder)
-    config_bytes = _read_small(folder / CONFIG_NAME)
+    config_bytes = read_small(folder / CONFIG_NAME)
     if config_bytes is None:
         raise AdapterInvalid(f"no {CONFIG_NAME}", where=where, why="this is not a PEFT adapter's folder")
     config = parse_config(config_bytes, str(folder / CONFIG_NAME))
     _check_is_there(folder)
-    with open_tensors(folder / WEIGHTS_NAME) as file:
+    with open_tensors(folder / WEIGHTS_NAME, MAX_BYTES[WEIGHTS_NAME]) as file:
         pairs = _paired(file.tensors, where)
         scalings = {name: _check_module(name, *pair, config, where) for name, pair in pairs.items()}
         check(_adapter(pairs, scalings, lambda info: torch.empty(info.shape, device="meta"), where, file.body_bytes))
         buffer = (allocate or _host_memory)(-file.body_bytes % 4 + file.body_bytes)
         file.read_body(buffer)
         if verify is not None:
-            contents = {CONFIG_NAME: config_bytes, CONTRACT_NAME: _read_small(folder / CONTRACT_NAME)}
+            contents = {CONFIG_NAME: config_bytes, CONTRACT_NAME: read_small(folder / CONTRACT_NAME)}
             parts = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items() if data is not None}
-            verify(_digest(parts | {WEIGHTS_NAME: file.sha256(buffer)}))
+            verify(digest_of(parts | {WEIGHTS_NAME: file.sha256(buffer)}))
     body = Body(buffer)
     if (bad := body.find_not_finite(file.tensors)) is not None:
         raise AdapterInvalid(f"{bad} holds NaN or infinity", where=where, why="the training run diverged")
@@ -137,21 +121,6 @@ def _host_memory(num_bytes: int) -> Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8)
 
 
-def _read_small(path: Path) -> bytes | None:
-    """The content of the config or the contract; None where there is none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES[path.name] + 1)
-    if len(data) > MAX_BYTES[path.name]:
-        raise _too_large(path)
-    return data
-
-
-def _too_large(path: Path) -> AdapterInvalid:
-    return AdapterInvalid(f"the file is larger than {MAX_BYTES[path.name]} bytes", where=str(path))
-
-
 def _check_is_there(folder: Path) -> None:
     if (folder / WEIGHTS_NAME).is_file():
         return
@@ -162,10 +131,6 @@ def _check_is_there(folder: Path) -> None:
         why="only a pickled adapter_model.bin is there, which could run code" if pickled else None,
         mend="save it with PEFT's save_pretrained(..., safe_serialization=True)" if pickled else None,
     )
-
-
-def _digest(parts: Mapping[str, str]) -> str:
-    return hashlib.sha256("".join(f"{n}:{parts[n]}\n" for n in MAX_BYTES if n in parts).encode()).hexdigest()
 
 
 def _paired(tensors: Mapping[str, TensorInfo], where: str) -> _Pairs:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from atoll.adapters.addresses import HostRules, SourceUnavailable
 from atoll.adapters.contract import CONTRACT_NAME
 from atoll.adapters.hub import Hub
-from atoll.adapters.peft_io import CONFIG_NAME, WEIGHTS_NAME
+from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
 from atoll.adapters.source import Budget, Listing, Source
 from atoll.adapters.store import CARD_NAME
 from atoll.errors import AdapterNotFound, AtollError, UsageError

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from atoll.adapters.addresses import SourceUnavailable
 from atoll.adapters.contract import CONTRACT_NAME
-from atoll.adapters.peft_io import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME
+from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME
 from atoll.adapters.store import CARD_NAME
 from atoll.errors import AdapterInvalid, AtollError
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from atoll.adapters.contract import AdapterContract, read_contract
 from atoll.adapters.names import default_store_root as default_store_root
 from atoll.adapters.names import stored_names
-from atoll.adapters.peft_io import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME, adapter_digest, read_adapter
+from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME, adapter_digest
 from atoll.config.base import NAME_PATTERN
 from atoll.config.explain import did_you_mean
 from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, UsageError
@@ -121,6 +121,9 @@ class AdapterStore:
         Raises AdapterInvalid if the folder is not an adapter, UsageError if the name is not allowed, AtollError if the
         store cannot be written.
         """
+        # It brings torch, which takes seconds to load and which whoever only looks has no use for.
+        from atoll.adapters.peft_io import read_adapter
+
         check_name(name)
         source = StoredAdapter(name, 0, adapter_digest(folder), folder, read_contract(folder))
         read_adapter(folder, verify=source.verify)

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from atoll.errors import AdapterInvalid
 
-MAX_FILE_BYTES = 8 << 30
 MAX_HEADER_BYTES = 8 << 20
 MAX_DIMENSIONS = 8
 MAX_OFFSET = 1 << 48
@@ -71,13 +70,13 @@ class TensorFile:
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Open a file and read its header. Raises AdapterInvalid where the header breaks a rule of the format."""
+def open_tensors(path: Path, max_bytes: int) -> Iterator[TensorFile]:
+    """Open a file and read its header. Raises AdapterInvalid where it is too large or breaks a rule of the format."""
     where = str(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_FILE_BYTES:
-            raise AdapterInvalid(f"the file is larger than {MAX_FILE_BYTES >> 30} GiB", where=where)
+        if size > max_bytes:
+            raise AdapterInvalid(f"the file is larger than {max_bytes / (1 << 30):.3g} GiB", where=where)
         prefix = file.read(8)
         header_bytes = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or header_bytes > min(size - 8, MAX_HEADER_BYTES):

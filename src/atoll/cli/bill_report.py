@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atoll.training.quote import Bill, Quote
 
-_INDENT = 12
-_COLUMN = 34
-
 
 def duration(seconds: float) -> str:
     """A time in the unit that suits it, to two digits or more."""
@@ -62,46 +59,51 @@ def quote_lines(quote: Quote) -> Iterator[str]:
 
 def bill_lines(bill: Bill, quote: Quote | None) -> Iterator[str]:
     """What a run took, against what was quoted for it if anything was."""
-    if quote is None:
-        yield _row("", "actual")
-        yield _row("time", duration(bill.seconds))
-        yield _row("memory", gigabytes(bill.memory_bytes))
-        yield _row("cost", cents(bill.cost_usd))
-        yield from (_row(f"  {member.name}", cents(member.cost_usd)) for member in bill.members)
+    rows: list[tuple[str, ...]]
+    if quote is not None:
+        rows = list(_compared(bill, quote))
     else:
-        yield from _compared(bill, quote)
+        rows = [
+            ("", "actual"),
+            ("time", duration(bill.seconds)),
+            ("memory", gigabytes(bill.memory_bytes)),
+            ("cost", cents(bill.cost_usd)),
+            *((f"  {member.name}", cents(member.cost_usd)) for member in bill.members),
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
     yield (
         f"{bill.num_tokens:,} tokens at {bill.tokens_per_second:,.0f} tokens/s; "
         f"{cents(bill.cost_usd / len(bill.members))} an adapter"
     )
 
 
-def _compared(bill: Bill, quote: Quote) -> Iterator[str]:
-    yield _row("", f"quote ({quote.made_from})", "actual")
-    yield _row(
+def _compared(bill: Bill, quote: Quote) -> Iterator[tuple[str, ...]]:
+    yield "", f"quote ({quote.made_from})", "actual"
+    yield (
         "time",
         f"{duration(quote.seconds.expected)} ({duration(quote.seconds.low)} to {duration(quote.seconds.high)})",
         f"{duration(bill.seconds)}{_difference(quote.seconds.expected, bill.seconds)}",
     )
-    yield _row(
+    yield (
         "memory",
         gigabytes(quote.memory_bytes),
         f"{gigabytes(bill.memory_bytes)}{_difference(quote.memory_bytes, bill.memory_bytes)}",
     )
-    yield _row(
+    yield (
         "cost",
         f"{cents(quote.cost_usd.expected)} ({100 * quote.cost_usd.low:.2f} to {100 * quote.cost_usd.high:.2f})",
         f"{cents(bill.cost_usd)}{_difference(quote.cost_usd.expected, bill.cost_usd)}",
     )
     for quoted, taken in zip(quote.members, bill.members, strict=True):
         ended = "" if taken.num_steps == quoted.num_steps else f", stopped at step {taken.num_steps:,}"
-        steps = f"{quoted.num_steps:,} steps"
-        yield _row(f"  {quoted.name}", f"{cents(quoted.cost_usd)}, {steps}", f"{cents(taken.cost_usd)}{ended}")
+        yield (
+            f"  {quoted.name}",
+            f"{cents(quoted.cost_usd)}, {quoted.num_steps:,} steps",
+            f"{cents(taken.cost_usd)}{ended}",
+        )
 
 
 def _difference(quoted: float, taken: float) -> str:
     return f" ({100 * (taken / quoted - 1):+.0f} %)" if quoted else ""
-
-
-def _row(name: str, *columns: str) -> str:
-    return (f"  {name:<{_INDENT}}" + "".join(f"{column:<{_COLUMN}}" for column in columns)).rstrip()

@@ -70,7 +70,8 @@ def _stage(source: Path, folder: Path, name: str, task: str | None, base_model: 
     """Copy what belongs to the adapter, check it, add a contract if asked. Returns what it lacks."""
     from atoll.adapters.contract import CONTRACT_NAME, read_contract
     from atoll.adapters.peft_config import parse_config
-    from atoll.adapters.peft_io import CONFIG_NAME, read_adapter
+    from atoll.adapters.peft_files import CONFIG_NAME
+    from atoll.adapters.peft_io import read_adapter
     from atoll.adapters.source import FILES
     from atoll.errors import UsageError
     from atoll.model.source import resolve_base

@@ -85,7 +85,7 @@ def plan_from_ludwig(source: Path, folder: Path, dataset: Path | None, *, output
         mend = "it begins with `model_type: llm`; a fleet file needs no translation"
         raise ConfigError("this is no Ludwig file", where=str(source), mend=mend)
     name = next(iter(_adapters(translation)))
-    task_path = folder / _task_file(name)
+    task_path = folder / _task_file(name, source.name)
     fleet = translation.fleet | {"adapters": {name: {"task": f"./{task_path.name}"}}}
     if output is not None:
         fleet["output"] = output
@@ -133,8 +133,8 @@ def path_from(path: Path, folder: Path) -> str:
     return str(path.absolute()) if relative.startswith(os.path.join("..", "..")) else Path(relative).as_posix()  # noqa: PTH118
 
 
-def _task_file(name: str) -> str:
-    return f"{name}.yaml" if f"{name}.yaml" != FLEET_NAME else f"{name}-task.yaml"
+def _task_file(name: str, *taken: str) -> str:
+    return f"{name}.yaml" if f"{name}.yaml" not in (FLEET_NAME, *taken) else f"{name}-task.yaml"
 
 
 def _first_fleet(name: str, task_file: str, base_model: str, num_rows: int) -> tuple[dict[str, Value], dict[str, str]]:

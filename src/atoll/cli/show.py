@@ -64,7 +64,7 @@ def _fields(stored: StoredAdapter, revisions: list[Revision]) -> dict[str, Any]:
 def _config(folder: Path) -> dict[str, Any]:
     """What PEFT's config says of the adapter's form."""
     from atoll.adapters.peft_config import parse_config
-    from atoll.adapters.peft_io import CONFIG_NAME
+    from atoll.adapters.peft_files import CONFIG_NAME
 
     path = folder / CONFIG_NAME
     config = parse_config(path.read_bytes(), str(path))

@@ -11,7 +11,8 @@ from typing import Any
 
 import atoll
 from atoll.adapters.contract import CONTRACT_NAME, AdapterContract, BaseRef, TrainingRecord
-from atoll.adapters.peft_io import CONFIG_NAME, write_adapter
+from atoll.adapters.peft_files import CONFIG_NAME
+from atoll.adapters.peft_io import write_adapter
 from atoll.adapters.store import CARD_NAME, AdapterStore, StoredAdapter
 from atoll.config.fleet import FleetConfig
 from atoll.config.prices import MachinePrice, cost_usd

@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from atoll.adapters.peft_io import CONFIG_NAME
+from atoll.adapters.peft_files import CONFIG_NAME
 from atoll.adapters.store import CARD_NAME, StoredAdapter
 from atoll.config.task import TaskConfig
 from atoll.errors import AtollError
