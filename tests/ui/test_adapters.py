@@ -97,8 +97,8 @@ def test_admins_load_pin_unload_and_delete(site: ShownSite) -> None:
     assert act(site, "doomed", "load").status_code == 303
     assert act(site, "doomed", "delete").status_code == 303
     assert "doomed" not in site.store.names()
-    assert httpx.get(f"{site.url}/ui/adapters/doomed").status_code == 424
-    assert act(site, "doomed", "delete").status_code == 424
+    assert httpx.get(f"{site.url}/ui/adapters/doomed").status_code == 404
+    assert act(site, "doomed", "delete").status_code == 404
     assert act(site, "gamma", "explode").status_code == 422
     assert "beta" in site.store.names()  # whose files were the same ones
 

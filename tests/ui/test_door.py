@@ -174,10 +174,10 @@ def test_a_key_sees_its_own_adapters_alone(closed: ShownSite) -> None:
     gallery = client.get("/ui/adapters").text
     assert "support" in gallery
     assert "sentiment" not in gallery
-    assert client.get("/ui/adapters/sentiment").status_code == 424
-    assert client.get("/ui/try?adapter=sentiment").status_code == 424
+    assert client.get("/ui/adapters/sentiment").status_code == 404
+    assert client.get("/ui/try?adapter=sentiment").status_code == 404
     headers = {"x-atoll-csrf": token_in(gallery)}
-    assert client.post("/ui/admin/adapters/sentiment/unload", headers=headers).status_code == 424
+    assert client.post("/ui/admin/adapters/sentiment/unload", headers=headers).status_code == 404
     data = {"adapter": "support", "in.message": "Hi", "with": "sentiment"}
     assert "no adapter 'sentiment'" in client.post("/ui/answers", data=data, headers=headers).text
 

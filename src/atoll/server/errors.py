@@ -117,7 +117,12 @@ def error_response(path: str, error: AtollError) -> JSONResponse:
 
 def error_body(path: str, error: AtollError) -> tuple[int, dict[str, Any]]:
     """HTTP status and JSON body in the dialect of a path; the body also serves inside a stream."""
-    return _openai(error) if path.startswith("/v1/") else _lorax(error)
+    if path.startswith("/v1/"):
+        return _openai(error)
+    status, body = _lorax(error)
+    if path.startswith("/ui/") and isinstance(error, AdapterNotFound):
+        status = error.http_status  # 424 is LoRAX's alone
+    return status, body
 
 
 def _headers(error: AtollError) -> dict[str, str] | None:
