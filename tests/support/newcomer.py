@@ -85,7 +85,7 @@ class Newcomer:
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n{script}"],
             cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=300, check=False,
+            timeout=1200, check=False,
         )  # fmt: skip
 
     def _as_shell(self, block: Block) -> str:
