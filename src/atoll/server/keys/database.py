@@ -17,7 +17,7 @@ POSTGRES = "postgresql+psycopg"
 _WRITES = "atoll_writes"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x41746F6C6C  # any number that nobody else takes in PostgreSQL's space of advisory locks
-_SQLITE_WAIT_S = 5
+_SQLITE_WAIT_S = 30  # several servers that start at once on a busy machine bring the tables up to date in turn
 _POSTGRES_ARGUMENTS = {
     "connect_timeout": 5,
     # A peer that vanished without a word is noticed in seconds, not in the hours that TCP would wait.
