@@ -5,6 +5,8 @@
 #   make setup PYTHON=python3.12        the same with another interpreter (both are remembered)
 
 export TORCH_INDEX PYTHON
+# Without byte code on the disk every command would compile torch and transformers anew, for ten seconds and more.
+unexport PYTHONDONTWRITEBYTECODE
 
 BENCHES = bench-layer bench-serve bench-exchange bench-growth bench-tune bench-frontend bench-overload bench-paint bench-gpu
 .PHONY: help setup demo test nightly check docs bench lock $(BENCHES) bench-soak

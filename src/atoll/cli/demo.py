@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -110,6 +109,8 @@ def _ask(address: str, name: str) -> None:
 
 
 def _post(url: str, body: dict[str, Any]) -> Any:
+    import urllib.request
+
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
         return json.loads(response.read())
