@@ -81,7 +81,9 @@ def test_equals_transformers_and_peft_one_by_one(
     assert stats.num_free_blocks == stats.num_blocks
     assert stats.num_running == stats.num_waiting == 0
     num_known = stats.num_computed_tokens + stats.num_prefix_tokens_found
-    assert num_known >= sum(len(prompt) + num_new - 1 for prompt, _, num_new in jobs)
+    # What a request finds when it comes back after a preemption, computed by another in the meantime, is not counted.
+    most_found_again = stats.num_preemptions * longest
+    assert num_known + most_found_again >= sum(len(prompt) + num_new - 1 for prompt, _, num_new in jobs)
 
 
 def test_preemption_happens_and_changes_nothing(world: World) -> None:

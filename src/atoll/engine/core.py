@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from atoll.adapters.bank import AdapterBank
@@ -67,6 +68,7 @@ class EngineStats:
     num_free_blocks: those that a request can get, cached ones without a holder among them. num_prefix_tokens: tokens of
     admitted prompts that were looked up in the prefix cache. resident_adapters: ids, least recently used first.
     running_by_adapter, waiting_by_adapter: requests by the adapter's name, empty for the base. max_rank: of a slot.
+    num_threads: of a step, fewer than there are cores while other programs want them.
     """
 
     num_waiting: int = 0
@@ -83,6 +85,7 @@ class EngineStats:
     num_prefix_tokens_found: int = 0
     num_finished: int = 0
     num_failed: int = 0
+    num_threads: int = 0
     resident_adapters: tuple[str, ...] = ()
     running_by_adapter: Mapping[str, int] = field(default_factory=dict)
     waiting_by_adapter: Mapping[str, int] = field(default_factory=dict)
@@ -273,6 +276,7 @@ class EngineCore:
             num_prefix_tokens_found=self._scheduler.num_prefix_tokens_found,
             num_finished=self._num_finished,
             num_failed=self._num_failed,
+            num_threads=torch.get_num_threads(),
             resident_adapters=tuple(adapter.id for adapter in self._residency.loaded),
             running_by_adapter=dict(self._scheduler.running_by_adapter),
             waiting_by_adapter=dict(self._scheduler.waiting_by_adapter),

@@ -18,6 +18,7 @@ from atoll.adapters.tiers import TieredAdapter
 from atoll.engine.core import EngineConfig, EngineCore, EngineStats
 from atoll.engine.request import Completion, ErrorEvent, Event, FinishEvent, Request, TokenEvent
 from atoll.errors import AtollError, RequestInvalid
+from atoll.kernels.cores import Cores
 from atoll.kernels.openmp import in_passing_thread
 from atoll.model.fuse import fuse
 from atoll.model.load import BaseModel
@@ -175,7 +176,10 @@ class Engine:
             self._condition.notify_all()
 
     def _run(self) -> None:
+        cores = Cores() if self.base.device.type == "cpu" else None
         while not self._is_closed:
+            if cores is not None:
+                cores.adapt()
             self._turn()
 
     def _turn(self) -> None:

@@ -49,6 +49,7 @@ def _request_gauges(stats: EngineStats) -> Iterator[Metric]:
     yield GaugeMetricFamily("lorax_batch_current_size", "Requests that run.", running)
     yield GaugeMetricFamily("atoll_waiting_requests", "Requests that wait for a place, blocks or an adapter.", waiting)
     yield GaugeMetricFamily("atoll_running_requests", "Requests that run.", running)
+    yield GaugeMetricFamily("atoll_threads", "Threads of a step; fewer while others want the cores.", stats.num_threads)
 
 
 def _cache_metrics(stats: EngineStats) -> Iterator[Metric]:

@@ -1,0 +1,76 @@
+"""How many threads a step may use while other programs want the cores as well.
+
+The threads of a kernel wait for one another, awake. Where another program has one of their cores, all of them wait for
+the scheduler to give it back, some hundred times in a step: with a browser beside it, an engine with two threads on two
+cores made 10 tokens/s instead of 450, and with one thread 160. So a step leaves out the cores that others use.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import psutil
+import torch
+
+LOOK_EVERY_S = 0.25
+_IGNORED = 0.25
+"""Cores' worth of work of others that is not worth a thread."""
+_CALM_LOOKS = 4
+"""Looks in a row that must find room before there are more threads again."""
+
+
+class Use(NamedTuple):
+    """Seconds until now. busy: of all cores that this process may run on, own: of this process."""
+
+    wall: float
+    busy: float
+    own: float
+
+
+def own_cores() -> set[int]:
+    """Numbers of the cores that this process may run on: all of them where the system does not say (macOS)."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def read_use() -> Use:
+    """What the operating system has counted so far."""
+    cores = psutil.cpu_times(percpu=True)
+    mine = [cores[core] for core in own_cores() if core < len(cores)]
+    busy = sum(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) for times in mine)
+    own = psutil.Process().cpu_times()
+    return Use(time.monotonic(), busy, own.user + own.system)
+
+
+def threads_beside(others: float, *, most: int, num_cores: int) -> int:
+    """Threads for this process: at most `most`, and at least one, where others use `others` cores of `num_cores`."""
+    return max(1, min(most, int(num_cores - others + _IGNORED)))
+
+
+class Cores:
+    """Keeps the calling thread's number of OpenMP threads within what other programs leave. Belongs to that thread."""
+
+    def __init__(self, read: Callable[[], Use] = read_use, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = torch.get_num_threads()
+        self.num_threads = self.most
+        self._num_cores = max(len(own_cores()), self.most)
+        self._read, self._clock = read, clock
+        self._last = read()
+        self._num_calm = 0
+
+    def adapt(self) -> None:
+        """Look, if the last look is long enough ago, and change the number of threads if it does not fit any more."""
+        if self.most == 1 or self._clock() - self._last.wall < LOOK_EVERY_S:
+            return
+        last, self._last = self._last, self._read()
+        wall = self._last.wall - last.wall
+        if wall > 1.0:
+            return  # nothing was computed meanwhile
+        others = max(0.0, (self._last.busy - last.busy) - (self._last.own - last.own)) / wall
+        room = threads_beside(others, most=self.most, num_cores=self._num_cores)
+        self._num_calm = self._num_calm + 1 if room > self.num_threads else 0
+        if room < self.num_threads or self._num_calm == _CALM_LOOKS:
+            self.num_threads, self._num_calm = room, 0
+            torch.set_num_threads(room)
