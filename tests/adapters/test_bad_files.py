@@ -205,6 +205,13 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 }
 
 
+def test_patterns_that_take_long_for_all_modules_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_adapter(folder)
+    monkeypatch.setattr("atoll.adapters.peft_io.MAX_MATCHING_S", -1.0)
+    with pytest.raises(AdapterInvalid, match="patterns of the config are too complex"):
+        read_adapter(folder)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_that_cannot_be_served(harness: Harness, folder: Path, name: str) -> None:
     fields, message = CONFIGS[name]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from atoll.adapters.catalog import AdapterCatalog
+from atoll.adapters.contract import CONTRACT_NAME
 from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME
 from atoll.adapters.peft_io import read_adapter
 from atoll.adapters.store import AdapterStore, adapter_digest
@@ -41,6 +42,22 @@ def test_revisions_count_up_and_the_same_content_is_kept_once(store: AdapterStor
     assert store.resolve(f"mood@{adapter_digest(one)[:12]}").revision == 1
     assert [adapter.id for adapter in store.list()] == ["mood@2", "other@1"]
     read_adapter(store.resolve("mood@1").folder)
+
+
+def test_what_cannot_be_read_is_left_out_of_the_list_alone(
+    store: AdapterStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = {name: save_random_adapter(tmp_path / name, MODEL, seed=i) for i, name in enumerate("abc")}
+    for name, folder in folders.items():
+        store.publish(name, folder)
+    (store.resolve("b").folder / CONTRACT_NAME).write_text('{"format_version": 9}')  # as a later Atoll may write it
+    (store.root / "names" / "c.json").write_text("{")
+    for _ in range(2):
+        assert [adapter.name for adapter in store.list()] == ["a"]
+    assert [record.args[0] for record in caplog.records if record.args] == ["b", "c"]
+    for name in "bc":
+        with pytest.raises(AdapterInvalid):
+            store.resolve(name)
 
 
 def test_what_is_not_there_is_told_with_a_hint(store: AdapterStore, tmp_path: Path) -> None:

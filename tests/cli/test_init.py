@@ -62,6 +62,14 @@ def test_without_a_file_an_example_is_made(folder: Path) -> None:
     assert task.target_column == "queue"
 
 
+def test_runs_of_two_folders_stay_apart(folder: Path) -> None:
+    for name in ("one", "two"):
+        atoll("init", "my data.csv", "--output", name)
+        assert load_fleet(f"{name}/fleet.yaml").output == f"runs/{name}"
+    atoll("init", "my data.csv")
+    assert load_fleet("fleet.yaml").output == "runs/fleet"
+
+
 def test_nothing_is_written_over_without_being_told(folder: Path) -> None:
     atoll("init", "my data.csv")
     (folder / "fleet.yaml").write_text("mine")
@@ -115,6 +123,7 @@ def test_a_ludwig_file_becomes_a_fleet_with_its_notes(folder: Path, ludwig: Path
     said = atoll("init", "--from", ludwig, "--dataset", "my data.csv", "--output", "out").output
     assert "`backend`" in said
     fleet = load_fleet(folder / "out" / "fleet.yaml")
+    assert fleet.output == "runs/out"
     (member,) = fleet.members()
     assert (member.adapter.r, member.trainer.effective_batch_size) == (4, 8)
     assert len(load_split(find_task(member.task_ref), "train")) == 42

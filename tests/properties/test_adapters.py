@@ -75,7 +75,10 @@ def test_a_mixed_batch_gives_the_logits_that_peft_gives_one_by_one(
         length = int(torch.randint(1, 20, (1,), generator=generator))
         sequences.append((slot, torch.randint(3, 400, (length,), generator=generator).tolist()))
     for (slot, ids), logits in zip(sequences, packed_logits(model, bank, sequences), strict=True):
-        torch.testing.assert_close(logits, peft_logits(plain, folders[slot], ids), atol=TOLERANCE, rtol=1e-4)
+        # Some random adapters make attention so sharp that float32 itself is this far off, PEFT's too.
+        exact = peft_logits(plain, folders[slot], ids, dtype=torch.float64)
+        rounding = float((peft_logits(plain, folders[slot], ids) - exact).abs().max())
+        torch.testing.assert_close(logits.double(), exact, atol=TOLERANCE + 2 * rounding, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ def test_prompt_is_a_strict_prefix(kind: str, row: dict[str, str], template: str
     assert max_length is None or len(example.ids) <= max_length
 
 
+def test_a_template_that_multiplies_its_columns_is_refused_before_it_is_filled() -> None:
+    kind = next(iter(_tokenizers))
+    renderer = PromptRenderer(_tokenizers[kind], PromptConfig(template="{a}" * 100_000), ("a",), "target", 90)
+    with pytest.raises(DataError, match="1,000,000,000 characters"):
+        renderer.prompt({"a": "x" * 10_000})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(row=rows)
 @settings(deadline=None, max_examples=40)

@@ -51,13 +51,13 @@ def random_peft_model(model: nn.Module, *, seed: int, update: float = 0.12, **co
     return peft_model
 
 
-def peft_logits(model: nn.Module, folder: Path | None, ids: list[int]) -> Tensor:
-    """Logits [tokens, vocab] that PEFT computes for one sequence; folder None: the bare base."""
+def peft_logits(model: nn.Module, folder: Path | None, ids: list[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits [tokens, vocab] that PEFT computes in `dtype` for one sequence; folder None: the bare base."""
     reference = _copy(model)
     if folder is not None:
         reference = PeftModel.from_pretrained(reference, folder)
     with torch.no_grad():
-        logits: Tensor = reference.eval()(input_ids=torch.tensor([ids])).logits[0]
+        logits: Tensor = reference.eval().to(dtype)(input_ids=torch.tensor([ids])).logits[0]
     return logits
 
 

@@ -84,12 +84,16 @@ class AdapterContract(_Part):
 def read_contract(folder: Path) -> AdapterContract | None:
     """The contract of an adapter's folder; None for an adapter that was not made by Atoll. Raises AdapterInvalid."""
     path = folder / CONTRACT_NAME
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_CONTRACT_BYTES:
-        raise AdapterInvalid(f"the file is larger than {MAX_CONTRACT_BYTES} bytes", where=str(path))
     try:
-        fields: dict[str, Any] = json.loads(path.read_bytes())
+        if path.stat().st_size > MAX_CONTRACT_BYTES:
+            raise AdapterInvalid(f"the file is larger than {MAX_CONTRACT_BYTES} bytes", where=str(path))
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AdapterInvalid("the contract cannot be read", where=str(path), why=error.strerror) from error
+    try:
+        fields: dict[str, Any] = json.loads(data)
         return AdapterContract.model_validate(fields)
     except (ValidationError, ValueError, RecursionError) as error:
         raise AdapterInvalid(f"not a valid contract: {str(error)[:300]}", where=str(path)) from None

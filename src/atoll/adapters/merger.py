@@ -22,6 +22,8 @@ logger = get_logger(__name__)
 
 MERGED_PREFIX = "merged:"
 """How the names of mixes begin; no adapter in a store has such a name."""
+MERGED_LABEL = "merged"
+"""Stands for all mixes where figures are kept for each name: every other weight makes another mix."""
 MAX_SOURCE_BYTES = 2 << 30
 WAIT_S = 30.0
 # Another way to compute a mix must not find what this one has kept.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from atoll.files import write_atomic
 from atoll.kernels.lora import LoraWeights
 
 PREFIX = "base_model.model."
+MAX_MATCHING_S = 5.0
+"""Of a processor's time for all modules of an adapter; its patterns hold the interpreter while they match."""
 # A name is held against patterns, so it may not be of any length.
 _KEY = re.compile(rf"{re.escape(PREFIX)}(.{{1,128}})\.lora_([AB])\.weight")
 
@@ -66,7 +69,7 @@ def read_adapter(
     _check_is_there(folder)
     with open_tensors(folder / WEIGHTS_NAME, MAX_BYTES[WEIGHTS_NAME]) as file:
         pairs = _paired(file.tensors, where)
-        scalings = {name: _check_module(name, *pair, config, where) for name, pair in pairs.items()}
+        scalings = _check_modules(pairs, config, where)
         check(_adapter(pairs, scalings, lambda info: torch.empty(info.shape, device="meta"), where, file.body_bytes))
         buffer = (allocate or _host_memory)(-file.body_bytes % 4 + file.body_bytes)
         file.read_body(buffer)
@@ -152,6 +155,18 @@ def _paired(tensors: Mapping[str, TensorInfo], where: str) -> _Pairs:
         if missing := names - half.keys():
             raise AdapterInvalid(f"{min(missing)}: lora_{side} is missing", where=where)
     return {name: (halves["A"][name], halves["B"][name]) for name in sorted(names)}
+
+
+def _check_modules(pairs: _Pairs, config: dict[str, Any], where: str) -> dict[str, float]:
+    """The scaling of each module. Raises AdapterInvalid, also where the config's patterns take too long to match."""
+    scalings = {}
+    started_s = time.thread_time()
+    for name, pair in pairs.items():
+        scalings[name] = _check_module(name, *pair, config, where)
+        if time.thread_time() - started_s > MAX_MATCHING_S:
+            why = f"{len(scalings)} of {len(pairs)} modules took more than {MAX_MATCHING_S:.0f} s"
+            raise AdapterInvalid("the patterns of the config are too complex", where=where, why=why)
+    return scalings
 
 
 def _check_module(name: str, a: TensorInfo, b: TensorInfo, config: dict[str, Any], where: str) -> float:

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,9 @@ from atoll.config.base import NAME_PATTERN
 from atoll.config.explain import did_you_mean
 from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, UsageError
 from atoll.files import fsync_dir, write_atomic
+from atoll.log import get_logger
+
+logger = get_logger(__name__)
 
 CARD_NAME = "README.md"
 _TEMPORARY = ".new-"
@@ -114,6 +117,7 @@ class AdapterStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._unreadable: set[str] = set()
 
     def publish(self, name: str, folder: Path) -> StoredAdapter:
         """Copy a PEFT folder in as the next revision of `name` and return it; the same content again changes nothing.
@@ -161,12 +165,18 @@ class AdapterStore:
         return stored_names(self.root)
 
     def list(self) -> list[StoredAdapter]:
-        """The latest revision of every name."""
+        """The latest revision of every name; one that cannot be read is left out and told in the log, once."""
         found = []
         for name in self.names():
-            with suppress(AdapterNotFound):  # removed since its name was read
+            try:
                 if revisions := self._record(name).revisions:
                     found.append(self._stored(name, revisions[-1]))
+            except AdapterNotFound:
+                continue  # removed since its name was read
+            except AdapterInvalid as error:
+                if name not in self._unreadable:
+                    self._unreadable.add(name)
+                    logger.warning("adapter %s is left out: %s", name, error)
         return found
 
     def write_card(self, adapter: StoredAdapter, text: str) -> None:

@@ -41,12 +41,12 @@ def init(
     Looks at the columns of a data file, guesses which one is the answer and how it is scored, and says why in comments.
     Example: atoll init tickets.csv --target team
     """
-    from atoll.cli.init_files import plan_from_data, plan_from_ludwig, write_plan
+    from atoll.cli.init_files import plan_from_data, plan_from_ludwig, run_folder, write_plan
 
     _check_options(data, target, inputs, from_ludwig, dataset)
     made = None
     if from_ludwig is not None:
-        plan = plan_from_ludwig(from_ludwig, output, dataset)
+        plan = plan_from_ludwig(from_ludwig, output, dataset, output=run_folder(output))
     else:
         if data is None:
             made = data = _write_example(output, force=force)

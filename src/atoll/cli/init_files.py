@@ -54,6 +54,9 @@ def plan_from_data(
     guess = guess_task(data, name, source=path_from(data, folder), target=target, inputs=inputs, ask_target=ask_target)
     task_path = folder / _task_file(name)
     fleet, comments = _first_fleet(name, task_path.name, base_model, guess.num_rows)
+    if (output := run_folder(folder)) is not None:
+        fleet["output"] = output
+        comments["output"] = "Checkpoints, events and reports, below the folder where a command is given."
     names = {"target_column": "answer", "input_columns": "reads", "labels": "labels", "metrics": "scored by"}
     notes = tuple(f"{word}: {_listed(guess.task[key])}" for key, word in names.items() if key in guess.task)
     return Plan(
@@ -99,6 +102,15 @@ def plan_from_ludwig(source: Path, folder: Path, dataset: Path | None, *, output
         notes,
         checks_data=data.is_file(),
     )
+
+
+def run_folder(folder: Path) -> str | None:
+    """Where the runs of a fleet in `folder` go: apart from those of other folders, whose fleets have the same name.
+
+    None in the current folder, where a fleet's own name is enough.
+    """
+    path = folder.resolve()
+    return None if path == Path.cwd() else f"runs/{path.name}"
 
 
 def write_plan(plan: Plan, *, force: bool) -> None:

@@ -39,7 +39,9 @@ def load_base_for(adapters: Sequence[StoredAdapter], base_model: str | None, dty
             f"the adapters belong to several base models: {names}", mend=f"choose one: --base-model {min(wanted)}"
         )
     name = base_model or next(iter(wanted), DEFAULT_BASE)
-    bits: Literal[4, 8] | None = wanted[name].quantization_bits if name in wanted else None
+    # The same model under another revision is a reason to warn, as its digest does, not to fill four times the memory.
+    alike = [base for base in wanted.values() if base.name.partition("@")[0] == name.partition("@")[0]]
+    bits = wanted.get(name, alike[0]).quantization_bits if alike else None
     return load_base(
         name,
         dtype=dtype,

@@ -70,7 +70,7 @@ def serve(options: ServeOptions) -> None:
 def _ui(options: ServeOptions, store: Path) -> UiSettings | None:
     from atoll.server.ui.site import UiSettings
 
-    return UiSettings(runs=options.runs, votes=store / "votes.jsonl") if options.ui else None
+    return UiSettings(runs=options.runs, votes=store / "votes") if options.ui else None
 
 
 def _settings(options: ServeOptions) -> ServerSettings:

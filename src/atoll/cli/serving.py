@@ -112,7 +112,6 @@ def run_server(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
     # A full collection looks at every object that loading has made, for some tenths of a second in which nobody is
@@ -161,8 +160,10 @@ def banner(
     if len(fitting) < len(adapters):
         lines.append(f"  ({len(adapters) - len(fitting)} more belong to other base models)")
     lines += [f"listening on {address}", "", _example(address, fitting, has_keys=has_keys), "", "stop with Ctrl-C"]
-    if not has_keys and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        lines.append("warning: there are no keys: whoever reaches this address can use it")
+    if not has_keys:
+        is_public = not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        who = "warning: whoever reaches this address" if is_public else "whoever is on this machine"
+        lines.append(f"{who} can use and administer it: there are no keys")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from atoll.text.tokenizer import completion_end_id
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MAX_PROMPT_CHARS = 1 << 22
 # After these a completion begins at once; after anything else a plain prompt is followed by a space.
 _OPENING = tuple("\n\t([{\"'`")
 _LIMIT_PERCENTILE = 0.95
@@ -150,10 +151,15 @@ class PromptRenderer:
         return self._encoder.prompt([*self._frame.before, *filled, *self._frame.after])
 
     def _filled(self, row: Mapping[str, str]) -> list[Piece]:
-        return [
+        pieces = [
             Piece(row[part.text], is_control=False) if part.is_column else Piece(part.text, not self.uses_chat)
             for part in self._template
         ]
+        # A template of a stranger may name one column a hundred thousand times: counted before it is joined.
+        if (num_chars := sum(len(piece.text) for piece in pieces)) > MAX_PROMPT_CHARS:
+            mend = f"shorten its columns: a prompt may have {MAX_PROMPT_CHARS:,}"
+            raise DataError(f"the filled template has {num_chars:,} characters", mend=mend)
+        return pieces
 
     def _completion_ids(self, target: str) -> list[int]:
         lead = "" if target[:1].isspace() or not target else self._frame.lead
