@@ -30,7 +30,7 @@ def main(url: str) -> None:
             ("ui-try-dark", "/ui/try", {"width": 1280, "height": 860}, "dark"),
             ("ui-try-phone", "/ui/try", {"width": 390, "height": 844}, "light"),
             ("ui-adapters", "/ui/adapters?sort=lift", {"width": 1280, "height": 520}, "light"),
-            ("ui-leaderboard", "/ui/leaderboard", {"width": 1280, "height": 520}, "light"),
+            ("ui-leaderboard", "/ui/leaderboard", {"width": 1440, "height": 520}, "light"),
             ("ui-operations", "/ui/operations", {"width": 1280, "height": 860}, "dark"),
             ("ui-cost", "/ui/cost", {"width": 1280, "height": 860}, "light"),
         ]

@@ -74,7 +74,7 @@ def shown_site(folder: Path, *, with_keys: bool = False, **limits: Any) -> Itera
     world = make_world(folder)
     store = publish_contracts(world, folder)
     publish_tasks(world, store, folder)
-    settings = UiSettings(runs=folder / "runs", votes=folder / "votes.jsonl")
+    settings = UiSettings(runs=folder / "runs", votes=folder / "votes")
     with _accounts(folder, with_keys) as (keys, accounts), world.engine(**limits) as engine:
         catalog = AdapterCatalog(store, [folder])
         app = create_app(engine, engine.base, catalog, accounts=accounts, ui=settings)

@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import expect
 
 from atoll.adapters.store import StoredAdapter
+from atoll.server.adapter_use import AdapterUse
+from atoll.server.caller import Caller, Scope
 from atoll.server.ui.adapters_facts import read_facts
 from support.browsing import Watched, serious_findings
 from support.pages import ShownSite
@@ -109,6 +111,18 @@ def test_requests_and_last_use_are_counted(site: ShownSite) -> None:
     page = httpx.get(f"{site.url}/ui/adapters/delta").text
     assert re.search(r"<dt>Requests</dt><dd>[1-9]", page)
     assert re.search(r"<dt>Last use</dt><dd>(just now|\d+ s ago)", page)
+
+
+def test_a_tenant_sees_its_own_requests_alone() -> None:
+    use = AdapterUse()
+    for tenant in ("mine", "theirs", "theirs"):
+        use.note("shared@1", tenant)
+
+    def num_requests(tenant: str, *scopes: Scope) -> int:
+        return use.of("shared@1", Caller(tenant=tenant, scopes=frozenset(scopes))).num_requests
+
+    assert [num_requests("mine", "use"), num_requests("theirs", "use"), num_requests("new", "use")] == [1, 2, 0]
+    assert num_requests("mine", "use", "admin") == 3
 
 
 def test_the_gallery_follows_what_one_types_and_deleting_asks(tab: Watched, site: ShownSite) -> None:

@@ -13,7 +13,7 @@ import pytest
 from atoll.model.load import load_base
 from atoll.server.app import create_app
 from atoll.server.keys.keys import KeyLimits
-from atoll.server.ui.sessions import COOKIE, LIFETIME_S, LoginLimiter, Sessions
+from atoll.server.ui.sessions import COOKIE, LIFETIME_S, MAX_SESSIONS, LoginLimiter, Sessions
 from support.pages import ShownSite, shown_site
 from support.servers import serving, wait_until
 from support.stub import StubEngine, empty_catalog
@@ -218,17 +218,46 @@ def test_a_wrong_key_is_told_and_not_kept(closed: ShownSite) -> None:
     assert COOKIE not in client.cookies
 
 
-def test_sessions_end_after_their_time_and_the_oldest_ones_give_way() -> None:
+def test_wrong_keys_of_others_at_the_same_address_keep_no_right_key_out(closed: ShownSite) -> None:
+    client, key = browser_of(closed), closed.key()
+    wait_until(lambda: COOKIE in client.cookies or log_in(closed, client, key).status_code == 200)
+    stranger = browser_of(closed)
+    statuses = [log_in(closed, stranger, "atoll-secret-guess").status_code for _ in range(12)]
+    assert statuses[-1] == 429
+    assert log_in(closed, browser_of(closed), key).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/ui/login", "/ui/static/x/app.css", "/health"])
+def test_whoever_shows_no_key_may_send_little(closed: ShownSite, path: str) -> None:
+    token = token_in(browser_of(closed).get("/ui/login").text)
+    body = {"key": "x", "next": "/ui/try", "csrf": token, "more": "x" * 4096}
+    assert httpx.post(closed.url + path, data=body).status_code == 413
+
+
+def test_the_longest_address_leads_through_the_login(closed: ShownSite) -> None:
+    key = closed.key()
+    for target in ("/ui/try?in.message=" + "%20" * 300, "/ui/try?in.message=" + "%20" * 3000):
+        client = browser_of(closed)
+        wait_until(lambda: COOKIE in client.cookies or log_in(closed, client, key).status_code == 200)  # noqa: B023
+        page = browser_of(closed).get(target).text
+        shown = html.unescape(re.findall(r'name="next" value="([^"]*)"', page)[0])
+        assert shown == (target if len(target) <= 1000 else "/ui/try")
+        data = {"key": key, "next": shown, "csrf": token_in(client.get("/ui/login").text)}
+        assert client.post("/ui/login", data=data, follow_redirects=False).headers["location"] == shown
+
+
+def test_sessions_end_after_their_time_and_a_keys_oldest_one_gives_way() -> None:
     now_s = 0.0
     sessions = Sessions(lambda: now_s)
     session_id = sessions.start("key")
     assert sessions.key_id(session_id) == "key"
     now_s = LIFETIME_S
     assert sessions.key_id(session_id) is None
-    first = sessions.start("first")
-    for _ in range(10_000):
-        sessions.start("more")
-    assert sessions.key_id(first) is None
+    other = sessions.start("other")
+    own = [sessions.start("key") for _ in range(10 * MAX_SESSIONS)]
+    assert [sessions.key_id(session_id) for session_id in own[-MAX_SESSIONS:]] == ["key"] * MAX_SESSIONS
+    assert {sessions.key_id(session_id) for session_id in own[:-MAX_SESSIONS]} == {None}
+    assert sessions.key_id(other) == "other"
 
 
 def test_wrong_keys_are_limited_for_each_address() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,18 @@ import httpx2 as httpx
 import pytest
 from playwright.sync_api import expect
 
+from atoll.errors import DataError, NotFound
 from atoll.evaluation.fleet import evaluate_fleet
 from atoll.server.caller import Caller
+from atoll.server.ui.leaderboard_examples import ExampleFiles
 from atoll.server.ui.leaderboard_table import ResultsFiles
 from atoll.server.ui.runs_folder import RunsFolder
 from atoll.server.ui.runs_process import RunProcesses
 from support.browsing import Watched, overflowing, serious_findings
+from support.files import unreadable_as_it_was
 from support.fleets import make_fleet, write_rows
-from support.pages import ShownSite
+from support.pages import ShownSite, shown_site
+from support.servers import wait_until
 
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
 NUM_EXAMPLES = 24
@@ -126,11 +133,105 @@ def test_a_phone_shows_both_pages(open_tab: Callable[..., Any], evaluated: Path)
             assert serious_findings(page) == [], path
 
 
+def user(*adapters: str) -> Caller:
+    return Caller(scopes=frozenset({"use"}), adapters=adapters)
+
+
 def test_a_tenant_sees_its_own_adapters_alone(site: ShownSite, evaluated: Path) -> None:
     files = ResultsFiles(RunsFolder(site.runs, RunProcesses()))
-    board = files.board(Caller(scopes=frozenset({"use"}), adapters=("col*",)), "tiny")
+    board = files.board(user("col*"), "tiny")
     assert [row.member for row in board.rows] == ["colors"]
-    assert files.board(Caller(scopes=frozenset({"use"}), adapters=()), "tiny").rows == ()
+    assert files.member(user("col*"), "tiny", "colors")[1].name == "colors"
+    with pytest.raises(NotFound):
+        files.member(user("col*"), "tiny", "shapes")
+
+
+def test_runs_that_are_not_there_not_evaluated_or_not_the_callers_look_alike(tmp_path: Path, evaluated: Path) -> None:
+    results = (evaluated / "eval" / "results.json").read_bytes()
+    for name, content in (("hidden", results), ("damaged", b"{"), ("trained", None)):
+        (tmp_path / name / "eval").mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text("{}")
+        if content is not None:
+            (tmp_path / name / "eval" / "results.json").write_bytes(content)
+    files = ResultsFiles(RunsFolder(tmp_path, RunProcesses()))
+    told = set()
+    for name in ("hidden", "damaged", "trained", "nothing", ".."):
+        with pytest.raises(NotFound) as caught:
+            files.board(user("other-*"), name)
+        with pytest.raises(NotFound) as again:
+            files.member(user("other-*"), name, "colors")
+        told |= {str(error.value).replace(repr(name), "NAME") for error in (caught, again)}
+    assert len(told) == 1
+    assert files.board(user("other-*")).unreadable == ()
+    assert files.board(Caller()).unreadable == ("damaged",)
+    with pytest.raises(DataError):
+        files.board(Caller(), "damaged")
+
+
+def test_a_board_of_many_runs_reads_again_only_what_has_changed(tmp_path: Path, evaluated: Path) -> None:
+    results = (evaluated / "eval" / "results.json").read_bytes()
+    paths = [tmp_path / f"run-{number:03}" / "eval" / "results.json" for number in range(150)]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(results)
+    files = ResultsFiles(RunsFolder(tmp_path, RunProcesses()))
+    assert len(files.board(Caller()).runs) == len(paths)
+    for path in paths:
+        unreadable_as_it_was(path)
+    board = files.board(Caller())
+    assert (len(board.runs), board.unreadable) == (len(paths), ())
+    paths[0].write_bytes(b"{")
+    assert files.board(Caller()).unreadable == ("run-000",)
+
+
+def test_two_who_ask_for_the_same_examples_have_them_scored_once(tmp_path: Path, evaluated: Path) -> None:
+    folder = tmp_path / "eval"
+    shutil.copytree(evaluated / "eval", folder)
+    files = ResultsFiles(RunsFolder(evaluated.parent, RunProcesses()))
+    results, _ = files.member(Caller(), "tiny", "colors")
+    record = next(record for record in results.run.members if record.name == "colors")
+    answers = folder / "raw" / "colors" / "adapter.jsonl"
+    content = answers.read_bytes()
+    answers.unlink()
+    os.mkfifo(answers)  # gives its content to one reader, and keeps others waiting
+    examples, found = ExampleFiles(), []
+
+    def look() -> None:
+        found.append(examples.page(folder, record, ["adapter"], "all", 1))
+
+    threads = [threading.Thread(target=look, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    with answers.open("wb") as file:
+        file.write(content)
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
+def test_examples_that_could_not_be_read_are_read_again(tmp_path: Path, evaluated: Path) -> None:
+    folder = tmp_path / "eval"
+    shutil.copytree(evaluated / "eval", folder)
+    results, _ = ResultsFiles(RunsFolder(evaluated.parent, RunProcesses())).member(Caller(), "tiny", "colors")
+    record = next(record for record in results.run.members if record.name == "colors")
+    answers, examples = folder / "raw" / "colors" / "adapter.jsonl", ExampleFiles()
+    content = answers.read_bytes()
+    answers.write_bytes(b"")
+    with pytest.raises(DataError):
+        examples.page(folder, record, ["adapter"], "all", 1)
+    answers.write_bytes(content)
+    assert examples.page(folder, record, ["adapter"], "all", 1).num_found == NUM_EXAMPLES
+
+
+def test_where_the_runs_lie_is_told_to_admins_alone(tmp_path: Path, evaluated: Path) -> None:
+    with shown_site(tmp_path, with_keys=True) as closed:
+        shutil.copytree(evaluated / "eval", closed.runs / "tiny" / "eval")
+        for scopes, is_told in (({"use"}, False), ({"use", "admin"}, True)):
+            headers = {"x-api-key": closed.key(scopes=frozenset(scopes)), "accept": "text/html"}
+            url = f"{closed.url}/ui/leaderboard/tiny/colors"
+            wait_until(lambda: httpx.get(url, headers=headers).status_code == 200)  # noqa: B023
+            assert (str(closed.runs) in httpx.get(url, headers=headers).text) == is_told
 
 
 def test_results_that_cannot_be_read_are_named_and_hide_no_others(site: ShownSite, evaluated: Path) -> None:

@@ -16,6 +16,7 @@ from playwright.sync_api import Page, expect
 from atoll.training.events import EventLog
 from support.browsing import Watched, overflowing, serious_findings
 from support.pages import ShownSite, shown_site
+from support.servers import wait_until
 
 WORDS = {"billing": ["invoice", "charge", "refund", "paid"], "shipping": ["parcel", "late", "box", "courier"]}
 
@@ -193,6 +194,31 @@ def test_without_scripts_the_figures_are_there(site: ShownSite, foreign: EventLo
     assert "0.2500" in html
 
 
+def test_a_new_run_takes_no_name_that_others_use_or_that_answers_already(tmp_path: Path) -> None:
+    with shown_site(tmp_path, with_keys=True) as closed:
+        page = httpx.get(f"{closed.url}/ui/login").text
+        token = re.findall(r'<meta name="csrf" content="([^"]+)">', page)[0]
+        scopes = frozenset({"use", "admin"})
+        narrow, wide = closed.key(scopes=scopes, adapters=("acme-*",)), closed.key(scopes=scopes)
+
+        def start(key: str, name: str) -> tuple[int, str]:
+            headers = {"x-api-key": key, "x-atoll-csrf": token}
+            wait_until(lambda: httpx.get(f"{closed.url}/ui/runs", headers=headers).status_code == 200)
+            answer = httpx.post(f"{closed.url}/ui/admin/new-run", data={"name": name, "task": "none"}, headers=headers)
+            return answer.status_code, answer.text
+
+        for name in ("sentiment", "nobodys"):
+            status, text = start(narrow, name)
+            assert status == 403
+            assert "may not use an adapter named" in text
+            assert "choose another name" in text
+        status, text = start(wide, "sentiment")
+        assert status == 422
+        assert "an adapter named sentiment already" in text
+        for key, name in ((narrow, "acme-tickets"), (wide, "nobodys")):
+            assert "an adapter named" not in start(key, name)[1]  # the task is what is wrong
+
+
 def test_changes_need_the_scope_admin_and_the_token_of_the_page(tmp_path: Path) -> None:
     with shown_site(tmp_path, with_keys=True) as closed:
         use, admin = (closed.key(scopes=frozenset(scopes)) for scopes in ({"use"}, {"use", "admin"}))
@@ -214,3 +240,19 @@ def test_changes_need_the_scope_admin_and_the_token_of_the_page(tmp_path: Path) 
         assert "secret" not in httpx.get(f"{closed.url}/ui/runs", headers=narrow).text
         assert httpx.get(f"{closed.url}/ui/runs/secret", headers=narrow).status_code == 404
         assert httpx.get(f"{closed.url}/ui/runs/secret/live", headers=narrow).status_code == 404
+
+
+def test_a_key_for_some_adapters_changes_no_run_of_others(tmp_path: Path) -> None:
+    with shown_site(tmp_path, with_keys=True) as closed:
+        token = re.findall(r'<meta name="csrf" content="([^"]+)">', httpx.get(f"{closed.url}/ui/login").text)[0]
+        scopes = frozenset({"use", "admin"})
+        narrow, wide = closed.key(scopes=scopes, adapters=("acme-*",)), closed.key(scopes=scopes)
+        for name, adapters in (("acme-begun", ["acme-begun", "theirs"]), ("new", [])):
+            with EventLog(closed.runs / name, resume=False) as log:
+                log.write({"event": "start", "adapters": adapters, "resumed": False})
+            for verb in ("stop", "resume", "evaluate"):
+                for key, status in ((narrow, 403), (wide, 422)):
+                    headers = {"x-api-key": key, "x-atoll-csrf": token}
+                    wait_until(lambda headers=headers: httpx.get(f"{closed.url}/ui/runs", headers=headers).is_success)
+                    answer = httpx.post(f"{closed.url}/ui/admin/runs/{name}/{verb}", headers=headers)
+                    assert answer.status_code == status

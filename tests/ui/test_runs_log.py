@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from atoll.server.ui.runs_log import MAX_POINTS, RunLog
+from atoll.server.ui.runs_folder import RunsFolder
+from atoll.server.ui.runs_log import MAX_LOGS, MAX_POINTS, RunLog
+from atoll.server.ui.runs_process import RunProcesses
 from atoll.training.events import EventLog
+from support.files import unreadable_as_it_was
 
 
 class Clock:
@@ -147,3 +150,25 @@ def test_events_of_another_version_do_not_hide_the_rest(tmp_path: Path, log: Eve
 def test_a_run_that_has_failed_says_why(tmp_path: Path, log: EventLog) -> None:
     log.write({"event": "failed", "error": "the gradient is not finite"})
     assert RunLog(tmp_path).refresh().error == "the gradient is not finite"
+
+
+def test_a_list_of_many_runs_reads_again_only_what_has_changed(tmp_path: Path) -> None:
+    names = [f"run-{number:03}" for number in range(2 * MAX_LOGS)]
+    for name in names:
+        with EventLog(tmp_path / name, resume=False) as log:
+            begin(log)
+            log.write(progress("a", 1))
+            log.write({"event": "end", "finished": True, "seconds": 1.0, "cost_usd": 0.0})
+    runs = RunsFolder(tmp_path, RunProcesses())
+    assert {run.name for run in runs.latest()} == set(names)
+    for name in names:
+        unreadable_as_it_was(tmp_path / name / "events.jsonl")
+    assert {run.name for run in runs.latest()} == set(names)
+    assert all(run.state.adapters["a"].step == 1 for run in runs.latest())
+    assert not any(adapter.points for run in runs.latest() for adapter in run.state.adapters.values())
+    with EventLog(tmp_path / names[0], resume=False) as log:
+        begin(log)
+        log.write(progress("a", 7))
+    (changed,) = [run for run in runs.latest() if run.name == names[0]]
+    assert changed.state.adapters["a"].step == 7
+    assert [point[1] for point in runs.find(names[0]).state.adapters["a"].points] == [7]

@@ -95,7 +95,7 @@ def test_a_reload_in_mid_stream_comes_back_to_the_answers(
 ) -> None:
     base = load_base(str(tiny_base_folder), device="cpu", dtype="float32")
     with StubEngine(pause_s=0.02, text="<script>alert(1)</script><img src=x onerror=alert(2)> ") as engine:
-        settings = UiSettings(runs=tmp_path / "runs", votes=tmp_path / "votes.jsonl")
+        settings = UiSettings(runs=tmp_path / "runs", votes=tmp_path / "votes")
         app = create_app(engine, base, empty_catalog(tmp_path), ui=settings)
         with serving(app) as url, watched_page(browser, url) as tab:
             page = tab.goto("/ui/try?adapter=base&prompt=Hi&max_new_tokens=120")

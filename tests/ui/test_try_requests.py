@@ -60,7 +60,7 @@ def stubbed(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) ->
     folder = tmp_path_factory.mktemp("stubbed")
     base = load_base(str(tiny_base_folder), device="cpu", dtype="float32")
     with StubEngine() as engine:
-        settings = UiSettings(runs=folder / "runs", votes=folder / "votes.jsonl")
+        settings = UiSettings(runs=folder / "runs", votes=folder / "votes")
         with serving(create_app(engine, base, empty_catalog(folder), ui=settings)) as url:
             yield url, engine
 

@@ -1,4 +1,4 @@
-"""How often each adapter was asked, and when last: since the server's start, for whoever looks at the page."""
+"""How often each adapter was asked, and when last: since the server's start, for the page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from atoll.server.caller import Caller
 
 _MAX_NAMES = 4096
 
@@ -19,21 +21,22 @@ class Use:
 
 
 class AdapterUse:
-    """Counts by adapter id; of too many adapters those that were not asked for the longest time are forgotten."""
+    """Counts by adapter id and tenant, and in all; of too many those are forgotten that were not asked for longest."""
 
     def __init__(self, now_s: Callable[[], float] = time.time) -> None:
         self._now_s = now_s
-        self._uses: OrderedDict[str, Use] = OrderedDict()
+        self._uses: OrderedDict[tuple[str, str | None], Use] = OrderedDict()
 
-    def note(self, adapter_id: str) -> None:
+    def note(self, adapter_id: str, tenant: str) -> None:
         """A request of the adapter has ended."""
-        use = self._uses.setdefault(adapter_id, Use())
-        use.num_requests += 1
-        use.last_at_s = self._now_s()
-        self._uses.move_to_end(adapter_id)
+        for key in ((adapter_id, tenant), (adapter_id, None)):
+            use = self._uses.setdefault(key, Use())
+            use.num_requests += 1
+            use.last_at_s = self._now_s()
+            self._uses.move_to_end(key)
         while len(self._uses) > _MAX_NAMES:
             self._uses.popitem(last=False)
 
-    def of(self, adapter_id: str) -> Use:
-        """What is known of an adapter."""
-        return self._uses.get(adapter_id, Use())
+    def of(self, adapter_id: str, caller: Caller) -> Use:
+        """What the caller may know: admins of everybody's requests, others of their tenant's."""
+        return self._uses.get((adapter_id, None if "admin" in caller.scopes else caller.tenant), Use())

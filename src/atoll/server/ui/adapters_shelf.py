@@ -73,11 +73,11 @@ class AdapterShelf:
     def cards(self, caller: Caller) -> list[Card]:
         """All of them with what the engine knows."""
         held = self._held()
-        return [self._card(facts, held) for facts in self.all(caller)]
+        return [self._card(facts, held, caller) for facts in self.all(caller)]
 
     def card(self, adapter_id: str, caller: Caller) -> Card:
         """One adapter, by name or name@revision. Raises AdapterNotFound, for those of others too."""
-        return self._card(self.find(adapter_id, caller), self._held())
+        return self._card(self.find(adapter_id, caller), self._held(), caller)
 
     def find(self, adapter_id: str, caller: Caller) -> AdapterFacts:
         """Raises AdapterNotFound, for the adapters of others too."""
@@ -136,8 +136,8 @@ class AdapterShelf:
             for found in self._engine.adapters()
         }
 
-    def _card(self, facts: AdapterFacts, held: dict[str, Held]) -> Card:
+    def _card(self, facts: AdapterFacts, held: dict[str, Held], caller: Caller) -> Card:
         found = held.get(facts.adapter.digest, Held())
         if self._catalog.is_unloaded(facts.name):
             found = Held("unloaded")
-        return Card(facts, found, self._use.of(facts.id))
+        return Card(facts, found, self._use.of(facts.id, caller))

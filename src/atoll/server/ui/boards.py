@@ -17,7 +17,7 @@ from atoll.server.ui.site import Page, Site
 def board_pages(site: Site, runs: RunsFolder, results: ResultsFiles) -> list[Page]:
     """Leaderboard, runs, operations and cost, in the order of the navigation."""
     uploads = Uploads(runs.root / ".uploads")
-    starter = RunStarter(runs, uploads, site.base, site.gateway.catalog.store.root)
+    starter = RunStarter(runs, uploads, site.base, site.gateway.catalog.store)
     return [
         LeaderboardPage(site, results),
         RunsPage(site, runs, starter),

@@ -74,12 +74,17 @@ class LeaderboardPage:
         page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
     ) -> Response:
         """The answers behind one adapter's score."""
-        results, found = await anyio.to_thread.run_sync(self._results.member, caller_of(request), run, member)
+        caller = caller_of(request)
+        results, found = await anyio.to_thread.run_sync(self._results.member, caller, run, member)
         contenders = list(found.primary.scores)
         chosen = [name for name in shown or (ADAPTER, BASE) if name in contenders] or [ADAPTER]
         record = next(record for record in results.run.members if record.name == found.name)
         folder = self._results.folder(run)
         examples = await anyio.to_thread.run_sync(self._examples.page, folder, record, chosen, filter, page)
+
+        # Where the runs lie is for admins to know.
+        command = f"jq . {folder}/raw/{found.name}/{ADAPTER}.jsonl"
+        answers = [Copy("CLI", command)] if "admin" in caller.scopes else []
 
         def link(**changed: Any) -> str:
             return _query({"filter": filter, "with": chosen, "page": 1} | changed)
@@ -90,7 +95,7 @@ class LeaderboardPage:
             run=run, member=found, contenders=contenders, chosen=chosen, filter=filter, filters=FILTERS,
             titles={name: contender_title(name) for name in contenders},
             examples=examples, link=link,
-            copies=[Copy("CLI", f"jq . {folder}/raw/{found.name}/{ADAPTER}.jsonl"), *self._copies(request, run)[1:]],
+            copies=[*answers, *self._copies(request, run)[1:]],
         )  # fmt: skip
 
     def _copies(self, request: Request, run: str) -> list[Copy]:

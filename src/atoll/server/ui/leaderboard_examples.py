@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -90,11 +91,14 @@ class _Scored:
 
 
 class ExampleFiles:
-    """Answers on disk with their scores, the latest few kept. Methods block: call them in threads."""
+    """Answers on disk with their scores, the latest few kept; who asks for one at a time waits for the one who scores.
+
+    Methods block: call them in threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cached: OrderedDict[tuple[Path, str], _Scored] = OrderedDict()
+        self._cached: OrderedDict[tuple[Path, str], Future[_Scored]] = OrderedDict()
 
     def page(
         self, folder: Path, member: MemberRecord, contenders: Sequence[str], chosen: Filter, page: int
@@ -118,15 +122,19 @@ class ExampleFiles:
     def _scored(self, folder: Path, member: MemberRecord) -> _Scored:
         key = folder, member.name + "".join(member.output_digests.values())
         with self._lock:
-            if key in self._cached:
-                self._cached.move_to_end(key)
-                return self._cached[key]
-        scored = _score(folder, member)
-        with self._lock:
-            self._cached[key] = scored
+            known = self._cached.get(key)
+            scored = self._cached.setdefault(key, Future())
+            self._cached.move_to_end(key)
             while len(self._cached) > _MAX_CACHED:
                 self._cached.popitem(last=False)
-        return scored
+        if known is None:
+            try:
+                scored.set_result(_score(folder, member))
+            except BaseException as error:
+                with self._lock:
+                    self._cached.pop(key, None)
+                scored.set_exception(error)
+        return scored.result()
 
 
 def _score(folder: Path, member: MemberRecord) -> _Scored:

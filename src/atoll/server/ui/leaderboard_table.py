@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,13 @@ from atoll.evaluation.outputs import ADAPTER, BASE
 from atoll.evaluation.results import MemberResult, Results
 from atoll.evaluation.scores import Score, Verdict
 from atoll.server.caller import Caller
-from atoll.server.ui.runs_folder import RunsFolder
+from atoll.server.ui.file_cache import FileCache
+from atoll.server.ui.runs_folder import MAX_RUNS, RunsFolder
 
 MAX_RESULTS_BYTES = 32 << 20
 MAX_ROWS = 1000
 _MAX_CONTENDERS = 12
-_MAX_CACHED = 128
+_MAX_RESULTS = 16
 _SHOWN_PUBLISHED = ("gpt_4", "mistral_7b")
 ALL = ""
 
@@ -55,7 +54,7 @@ class Row:
 class Leaderboard:
     """Rows, and the contenders that are columns: the adapter, the base, others, then published scores.
 
-    unreadable: runs whose results cannot be read.
+    unreadable: runs whose results cannot be read; admins alone are told.
     """
 
     rows: tuple[Row, ...]
@@ -69,66 +68,69 @@ class ResultsFiles:
 
     def __init__(self, runs: RunsFolder) -> None:
         self._runs = runs
-        self._lock = threading.Lock()
-        self._cached: OrderedDict[Path, tuple[tuple[int, int], Results]] = OrderedDict()
+        self._results: FileCache[Results] = FileCache(_MAX_RESULTS)
+        self._rows: FileCache[tuple[Row, ...]] = FileCache(MAX_RUNS)
 
     def folder(self, run: str) -> Path:
         """The folder of a run's evaluation. Raises NotFound."""
         return self._runs.folder(run) / "eval"
 
-    def of(self, run: str) -> Results:
-        """The results of a run. Raises NotFound where there are none, DataError where they cannot be read."""
-        path = self.folder(run) / "results.json"
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            raise NotFound(f"the run {run} was not evaluated", mend="evaluate it: `atoll eval FLEET`") from None
-        version = stat.st_mtime_ns, stat.st_size
-        with self._lock:
-            known = self._cached.get(path)
-            if known is not None and known[0] == version:
-                self._cached.move_to_end(path)
-                return known[1]
-        results = _parse(path, stat.st_size)
-        with self._lock:
-            self._cached[path] = version, results
-            while len(self._cached) > _MAX_CACHED:
-                self._cached.popitem(last=False)
-        return results
-
     def board(self, caller: Caller, run: str = ALL) -> Leaderboard:
         """Of one run; or of all, then with the latest evaluation of each adapter on each task.
 
-        What the caller may not use is not there. Raises NotFound for a run that has no results.
+        What the caller may not use is not there. Raises NotFound for a run without scores for this caller, and
+        DataError for admins where its results cannot be read.
         """
-        names = [run] if run else [found.name for found in self._runs.latest() if found.has_results]
-        results: dict[str, Results] = {}
-        unreadable = []
-        for name in names:
+        if run:
+            rows = self._rows_of_one(caller, run)
+            return Leaderboard(tuple(rows[:MAX_ROWS]), _contenders(rows), (run,), ())
+        found, unreadable = [], []
+        for name in [known.name for known in self._runs.latest() if known.has_results]:
             try:
-                results[name] = self.of(name)
-            except AtollError:
-                if run:
-                    raise
+                found += self._visible(caller, name)
+            except (AtollError, OSError):
                 unreadable.append(name)
-        rows = [
-            _row(name, found, member)
-            for name, found in results.items()
-            for member in found.members
-            if caller.may_use(member.adapter_id.partition("@")[0])
-        ]
-        runs = tuple(dict.fromkeys(row.run for row in rows))
-        if not run:
-            rows = _latest(rows)
-        return Leaderboard(tuple(rows[:MAX_ROWS]), _contenders(rows), runs, tuple(unreadable))
+        runs = tuple(dict.fromkeys(row.run for row in found))
+        rows = _latest(found)
+        told = tuple(unreadable) if "admin" in caller.scopes else ()
+        return Leaderboard(tuple(rows[:MAX_ROWS]), _contenders(rows), runs, told)
 
     def member(self, caller: Caller, run: str, name: str) -> tuple[Results, MemberResult]:
-        """One adapter's results. Raises NotFound, for what is not the caller's too."""
-        results = self.of(run)
-        for member in results.members:
-            if member.name == name and caller.may_use(member.adapter_id.partition("@")[0]):
-                return results, member
-        raise NotFound(f"the run {run} has no adapter {name[:80]!r}", mend="see /ui/leaderboard")
+        """One adapter's results. Raises NotFound, for what is not the caller's too, and DataError as `board` does."""
+        if name in [row.member for row in self._rows_of_one(caller, run)]:
+            path = self._path(run)
+            results = self._results.get(path, lambda: _parse(path))
+            for member in results.members:
+                if member.name == name and caller.may_use(_name(member.adapter_id)):
+                    return results, member
+        raise NotFound(f"the run {run[:80]!r} has no scores of {name[:80]!r}", mend="see /ui/leaderboard")
+
+    def _rows_of_one(self, caller: Caller, run: str) -> list[Row]:
+        """The caller's rows of one run. Raises as `board` does; which runs others have is nobody's business."""
+        try:
+            rows = self._visible(caller, run)
+        except DataError:
+            if "admin" in caller.scopes:
+                raise
+            rows = []
+        except (NotFound, OSError):
+            rows = []
+        if not rows:
+            mend = "evaluate it with `atoll eval FLEET`, or see /ui/leaderboard for those that there are"
+            raise NotFound(f"there are no scores of a run named {run[:80]!r}", mend=mend)
+        return rows
+
+    def _visible(self, caller: Caller, run: str) -> list[Row]:
+        path = self._path(run)
+
+        def make() -> tuple[Row, ...]:
+            results = _parse(path)
+            return tuple(_row(run, results, member) for member in results.members)
+
+        return [row for row in self._rows.get(path, make) if caller.may_use(_name(row.adapter_id))]
+
+    def _path(self, run: str) -> Path:
+        return self.folder(run) / "results.json"
 
 
 def sort_key(column: str) -> Callable[[Row], tuple[bool, float | str]]:
@@ -166,8 +168,12 @@ def contender_title(name: str) -> str:
     return PUBLISHED_NAMES.get(name.removeprefix("published:"), name.removeprefix("published:"))
 
 
-def _parse(path: Path, size: int) -> Results:
-    if size > MAX_RESULTS_BYTES:
+def _name(adapter_id: str) -> str:
+    return adapter_id.partition("@")[0]
+
+
+def _parse(path: Path) -> Results:
+    if path.stat().st_size > MAX_RESULTS_BYTES:
         raise DataError("the results are too large for this page", mend="see report.md beside them")
     try:
         return Results.model_validate_json(path.read_bytes())

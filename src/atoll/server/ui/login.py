@@ -8,11 +8,14 @@ from fastapi import Form
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from atoll.errors import Forbidden, Overloaded, Unauthorized
+from atoll.errors import AtollError, Forbidden, RateLimited, Unauthorized
 from atoll.server.keys.keys import MAX_KEY_CHARS
 from atoll.server.ui.door import HOME, LOGIN, PREFIX, session_id_of
 from atoll.server.ui.sessions import COOKIE, LIFETIME_S, LoginLimiter
 from atoll.server.ui.site import Site
+
+# The form that brings it has to be within what the body of a stranger may have.
+_MAX_NEXT_CHARS = 1000
 
 
 class LoginPage:
@@ -39,17 +42,14 @@ class LoginPage:
         accounts = self._site.accounts
         if accounts is None:
             return RedirectResponse(_inside(next), status_code=303)
-        address = request.client.host if request.client else ""
         try:
-            self._limiter.check(address)
             found = accounts.ring.find(key.strip())
             if "use" not in found.scopes:
                 raise Forbidden("this key may not use the page", mend="log in with a key that has the scope use")
-        except (Unauthorized, Forbidden, Overloaded) as error:
-            if not isinstance(error, Overloaded):
-                self._limiter.failed(address)
-            message = f"{error.what}; {error.mend}"
-            return self._site.pages.page(request, "login.html", error.http_status, next=_inside(next), message=message)
+        except (Unauthorized, Forbidden) as error:
+            told = self._told(request, error)
+            message = f"{told.what}; {told.mend}"
+            return self._site.pages.page(request, "login.html", told.http_status, next=_inside(next), message=message)
         response = RedirectResponse(_inside(next), status_code=303)
         response.set_cookie(
             COOKIE,
@@ -61,6 +61,16 @@ class LoginPage:
             secure=_is_https(request),
         )
         return response
+
+    def _told(self, request: Request, error: AtollError) -> AtollError:
+        """What is wrong with a key, as long as its address has not tried too many."""
+        address = request.client.host if request.client else ""
+        try:
+            self._limiter.check(address)
+        except RateLimited as limited:
+            return limited
+        self._limiter.failed(address)
+        return error
 
     async def log_out(self, request: Request) -> Response:
         """End the session here and in the browser."""
@@ -75,6 +85,7 @@ class LoginPage:
 def _inside(target: str) -> str:
     """An address of ours; anything else would let a link send people elsewhere after they have logged in."""
     is_ours = target.startswith(PREFIX) and "\\" not in target and target.isprintable() and ".." not in target
+    is_ours = is_ours and len(target) <= _MAX_NEXT_CHARS
     return target if is_ours and not target.startswith((LOGIN, "/ui/logout")) else HOME
 
 

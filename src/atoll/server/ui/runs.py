@@ -10,7 +10,7 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from atoll.errors import NotFound
+from atoll.errors import Forbidden, NotFound
 from atoll.server.caller import Caller, caller_of
 from atoll.server.ui import words
 from atoll.server.ui.pages import HEADERS, NavItem
@@ -93,27 +93,32 @@ class RunsPage:
 
     async def stop(self, request: Request, name: str) -> Response:
         """Ask for a checkpoint and an end."""
-        admin(request)
-        run = await self._find(request, name)
+        run = await self._find_for_admin(request, name)
         await anyio.to_thread.run_sync(self._runs.processes.stop, run.folder)
         return _to_run(name)
 
     async def resume(self, request: Request, name: str) -> Response:
         """Go on from the last checkpoint."""
-        admin(request)
-        await anyio.to_thread.run_sync(self._starter.resume, await self._find(request, name))
+        await anyio.to_thread.run_sync(self._starter.resume, await self._find_for_admin(request, name))
         return _to_run(name)
 
     async def evaluate(self, request: Request, name: str) -> Response:
         """Score what was trained."""
-        admin(request)
-        await anyio.to_thread.run_sync(self._starter.evaluate, await self._find(request, name))
+        await anyio.to_thread.run_sync(self._starter.evaluate, await self._find_for_admin(request, name))
         return _to_run(name)
 
     async def _find(self, request: Request, name: str) -> Run:
         run = await anyio.to_thread.run_sync(self._runs.find, name)
         if not _may_see(caller_of(request), run):
             raise NotFound(f"there is no run named {name[:80]!r}")
+        return run
+
+    async def _find_for_admin(self, request: Request, name: str) -> Run:
+        """What changes a run is for admins who may use all that it trains; until it has begun, that is its name's."""
+        caller = admin(request)
+        run = await self._find(request, name)
+        if not all(caller.may_use(adapter) for adapter in run.state.adapters or (run.name,)):
+            raise Forbidden("this run trains adapters that are not for this key")
         return run
 
     def _details(self, run: Run) -> dict[str, Any]:

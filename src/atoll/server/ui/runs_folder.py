@@ -63,17 +63,18 @@ class RunsFolder:
     def __init__(self, root: Path, processes: RunProcesses) -> None:
         self.root = root
         self.processes = processes
-        self._logs = RunLogs()
+        self._logs = RunLogs(MAX_RUNS)
         processes.adopt(self._folders())
 
     def latest(self) -> list[Run]:
-        """The latest runs, those that go on first, then by their last sign of life."""
+        """The latest runs, those that go on first, then by their last sign of life; without their curves."""
         runs = [run for folder in self._folders() if (run := self._try_look(folder)) is not None]
         return sorted(runs, key=lambda run: (not run.is_going_on, -run.changed_at))
 
     def find(self, name: str) -> Run:
         """The run of that name. Raises NotFound, or DataError where its events are damaged."""
-        return self._look(self.folder(name))
+        folder = self.folder(name)
+        return self._look(folder, self._logs.of(folder).refresh())
 
     def folder(self, name: str) -> Path:
         """The folder of the run of that name. Raises NotFound."""
@@ -96,12 +97,11 @@ class RunsFolder:
     def _try_look(self, folder: Path) -> Run | None:
         """None for a run that cannot be read: the others are still of interest."""
         try:
-            return self._look(folder)
+            return self._look(folder, self._logs.outline(folder))
         except (AtollError, OSError):
             return None
 
-    def _look(self, folder: Path) -> Run:
-        state = self._logs.of(folder).refresh()
+    def _look(self, folder: Path, state: RunState) -> Run:
         record = self.processes.record(folder)
         has_results = (folder / "eval" / "results.json").is_file()
         marks = [folder / name for name in (*_MARKS, "process.json")]

@@ -6,15 +6,17 @@ import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from atoll.server.ui.file_cache import FileCache
 from atoll.training.events import EVENTS_NAME, read_events
 
 MAX_POINTS = 1200
 """Points that an adapter's curves may have; more of them are thinned out, the older ones as much as the newer."""
 
+MAX_LOGS = 64
 _MAX_ADAPTERS = 256
 _SPEED_WINDOW_S = 60.0
 _HEAD_BYTES = 512
@@ -104,6 +106,11 @@ class RunState:
         open_adapters = [a for a in self.adapters.values() if not a.is_done]
         return sum(max(0.0, a.planned_tokens * (1 - a.share_done)) for a in open_adapters) / speed
 
+    def without_points(self) -> RunState:
+        """A copy that stays as it is, and has no curves."""
+        adapters = {name: replace(adapter, points=[]) for name, adapter in self.adapters.items()}
+        return replace(self, adapters=adapters, _recent=deque(self._recent))
+
     def note_speed(self, at: float) -> None:
         """Remember how many tokens had been passed at a time."""
         self._recent.append((at, self.num_tokens))
@@ -124,17 +131,12 @@ class RunLog:
     def refresh(self) -> RunState:
         """The state by now; what is returned changes with the next call. Raises DataError for a damaged file."""
         with self._lock:
-            head = self._read_head()
-            # A new run begins the file again, and may have written more than the old one by now.
-            if not head.startswith(self._head):
-                self._offset, self._folding = 0, _Folding()
-            self._head = head
-            while True:
-                events, offset = read_events(self._folder, self._offset)
-                self._folding.add(events)
-                if offset == self._offset:
-                    return self._folding.state
-                self._offset = offset
+            return self._refresh()
+
+    def outline(self) -> RunState:
+        """The state by now, without its curves; it does not change any more. Raises DataError for a damaged file."""
+        with self._lock:
+            return self._refresh().without_points()
 
     def points_after(self, time: float) -> dict[str, list[Point]]:
         """Each adapter's points that are younger than a time (unix seconds)."""
@@ -143,6 +145,19 @@ class RunLog:
                 name: [point for point in adapter.points if point[0] > time]
                 for name, adapter in self._folding.state.adapters.items()
             }
+
+    def _refresh(self) -> RunState:
+        head = self._read_head()
+        # A new run begins the file again, and may have written more than the old one by now.
+        if not head.startswith(self._head):
+            self._offset, self._folding = 0, _Folding()
+        self._head = head
+        while True:
+            events, offset = read_events(self._folder, self._offset)
+            self._folding.add(events)
+            if offset == self._offset:
+                return self._folding.state
+            self._offset = offset
 
     def _read_head(self) -> bytes:
         try:
@@ -153,10 +168,13 @@ class RunLog:
 
 
 class RunLogs:
-    """The logs of the runs that were looked at lately; a log is a few hundred kilobytes."""
+    """The logs of the runs that were looked at lately, and of many more runs what lists need.
 
-    def __init__(self, max_logs: int = 64) -> None:
-        self._max_logs = max_logs
+    A log is a few hundred kilobytes an adapter, nearly all of it curves. max_outlines: of how many runs lists are made.
+    """
+
+    def __init__(self, max_outlines: int) -> None:
+        self._outlines: FileCache[RunState] = FileCache(max_outlines)
         self._lock = threading.Lock()
         self._logs: OrderedDict[Path, RunLog] = OrderedDict()
 
@@ -165,9 +183,16 @@ class RunLogs:
         with self._lock:
             log = self._logs.setdefault(folder, RunLog(folder))
             self._logs.move_to_end(folder)
-            while len(self._logs) > self._max_logs:
+            while len(self._logs) > MAX_LOGS:
                 self._logs.popitem(last=False)
             return log
+
+    def outline(self, folder: Path) -> RunState:
+        """A run's state by now, without its curves. Raises DataError for a damaged file."""
+        try:
+            return self._outlines.get(folder / EVENTS_NAME, lambda: self.of(folder).outline())
+        except FileNotFoundError:
+            return RunState()
 
 
 class _Folding:

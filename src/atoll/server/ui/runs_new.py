@@ -13,7 +13,8 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from atoll.errors import AtollError, UsageError
+from atoll.errors import AtollError, Forbidden, UsageError
+from atoll.server.caller import Caller
 from atoll.server.errors import SlowBodyError
 from atoll.server.ui.pages import HEADERS
 from atoll.server.ui.runs import Copy
@@ -62,10 +63,10 @@ class NewRunPage:
 
     async def start(self, request: Request) -> Response:
         """Start the run, and send the browser to it."""
-        admin(request)
+        caller = admin(request)
         fields = await request.form(max_files=0, max_fields=500)
         form = self._read((name, value) for name, value in fields.multi_items() if isinstance(value, str))
-        await anyio.to_thread.run_sync(self._start, form)
+        await anyio.to_thread.run_sync(self._start, form, caller)
         address = f"/ui/runs/{form.name}"
         return JSONResponse({"next": address}, headers=HEADERS | {"hx-redirect": address})
 
@@ -77,7 +78,10 @@ class NewRunPage:
             raise UsageError(f"this server cannot serve adapters of rank {form.r}", where="r", mend=mend)
         return form
 
-    def _start(self, form: RunForm) -> None:
+    def _start(self, form: RunForm, caller: Caller) -> None:
+        if not caller.may_use(form.name):  # asked first, so that nobody learns which adapters others have
+            what = f"your key may not use an adapter named {form.name}, as the run's would be"
+            raise Forbidden(what, where="name", mend="choose another name")
         if form.task == "":
             form = with_guesses(form, sample_of(self._uploads.find(form.upload)))
         self._starter.start(form)

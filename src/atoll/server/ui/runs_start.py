@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atoll.adapters.store import AdapterStore
 from atoll.errors import UsageError
 from atoll.files import fsync_dir, write_atomic
 from atoll.server.ui.runs_folder import FLEET_NAME, Run, RunsFolder
@@ -36,7 +37,7 @@ class RunStarter:
     store: where finished adapters go, the server's own, so that they can be tried at once.
     """
 
-    def __init__(self, runs: RunsFolder, uploads: Uploads, base: BaseModel, store: Path) -> None:
+    def __init__(self, runs: RunsFolder, uploads: Uploads, base: BaseModel, store: AdapterStore) -> None:
         self._runs = runs
         self._uploads = uploads
         self._base = base
@@ -49,11 +50,17 @@ class RunStarter:
     def command(self, verb: str, name: str, *options: str) -> str:
         """What somebody would type to do the same to the run of that name."""
         fleet = str((self._runs.root / name / FLEET_NAME).absolute())
-        return command_line({"--store": str(self._store.absolute())}, verb, fleet, *options)
+        return command_line({"--store": str(self._store.root.absolute())}, verb, fleet, *options)
 
     def start(self, form: RunForm) -> None:
-        """Make the run's folder and start to train. Raises UsageError, RunBusyError, DataError, ConfigError."""
+        """Make the run's folder and start to train. Raises UsageError, RunBusyError, DataError, ConfigError.
+
+        The run's adapter is a new one: a next revision of one that is in use would answer in its place.
+        """
         folder = self._runs.root / form.name
+        if form.name in self._store.names():
+            what = f"there is an adapter named {form.name} already"
+            raise UsageError(what, where="name", mend="choose another name")
         if folder.exists():
             raise UsageError(f"there is a run named {form.name} already", where="name", mend="choose another name")
         if busy := [run.name for run in self._runs.latest() if run.is_going_on]:
@@ -90,7 +97,7 @@ class RunStarter:
         self._processes.start(folder, "tune", [*self._arguments(folder), *options])
 
     def _arguments(self, folder: Path) -> list[str]:
-        return [str((folder / FLEET_NAME).absolute()), "--store", str(self._store.absolute())]
+        return [str((folder / FLEET_NAME).absolute()), "--store", str(self._store.root.absolute())]
 
     def _fill(self, folder: Path, form: RunForm) -> None:
         if form.task:

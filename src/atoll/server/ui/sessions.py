@@ -13,7 +13,8 @@ from atoll.errors import RateLimited
 
 COOKIE = "atoll_session"
 LIFETIME_S = 12 * 3600
-_MAX_SESSIONS = 10_000
+MAX_SESSIONS = 20
+"""Of one key, at the same time."""
 _MAX_FAILURES = 10
 _WINDOW_S = 60.0
 _MAX_ADDRESSES = 10_000
@@ -35,11 +36,15 @@ class Sessions:
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
 
     def start(self, key_id: str) -> str:
-        """The id of a new session, 256 random bits. When there are too many, the oldest one ends."""
-        session_id = secrets.token_urlsafe(32)
-        self._sessions[_digest(session_id)] = Session(key_id, self._now_s() + LIFETIME_S)
-        while len(self._sessions) > _MAX_SESSIONS:
+        """The id of a new session, 256 random bits. When a key has too many, its oldest one ends."""
+        now_s = self._now_s()
+        while self._sessions and now_s >= next(iter(self._sessions.values())).ends_at_s:
             self._sessions.popitem(last=False)
+        own = [digest for digest, session in self._sessions.items() if session.key_id == key_id]
+        if len(own) >= MAX_SESSIONS:
+            del self._sessions[own[0]]
+        session_id = secrets.token_urlsafe(32)
+        self._sessions[_digest(session_id)] = Session(key_id, now_s + LIFETIME_S)
         return session_id
 
     def key_id(self, session_id: str) -> str | None:
@@ -57,7 +62,9 @@ class Sessions:
 
 
 class LoginLimiter:
-    """Wrong keys that one address may try in a minute; without it a page could be asked for ever."""
+    """Wrong keys that one address may try in a minute. Right ones are not its business: behind a proxy that ends TLS,
+    everybody has one address.
+    """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s

@@ -38,7 +38,7 @@ class Page(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class UiSettings:
-    """Where the pages find things. runs: the folder of training runs. votes: the file of votes between answers."""
+    """Where the pages find things. runs: the folder of training runs. votes: that of votes between answers."""
 
     runs: Path
     votes: Path

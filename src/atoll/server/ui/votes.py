@@ -1,8 +1,9 @@
-"""Votes between two answers: one JSON line each, kept for good and given back as preference data."""
+"""Votes between two answers: a file a tenant, one JSON line each, kept for good and given back as preference data."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import threading
@@ -16,7 +17,8 @@ from atoll.log import get_logger
 
 logger = get_logger(__name__)
 
-MAX_FILE_BYTES = 256 << 20
+MAX_FILE_BYTES = 64 << 20
+"""Of one tenant's votes."""
 MAX_LINE_BYTES = 4 << 20
 
 Winner = Literal["a", "b", "tie"]
@@ -54,30 +56,35 @@ class Vote:
 
 
 class VoteJournal:
-    """The file of all votes. Methods block: call them in threads. Several servers may share it."""
+    """The folder of all votes. Methods block: call them in threads. Several servers may share it."""
 
-    def __init__(self, path: Path, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-        self._path = path
+    def __init__(self, folder: Path, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+        self._folder = folder
         self._max_file_bytes = max_file_bytes
         self._lock = threading.Lock()
 
+    def path(self, tenant: str) -> Path:
+        """The file of a tenant's votes. A tenant's own name need not be one that files can have."""
+        return self._folder / f"{hashlib.sha256(tenant.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.jsonl"
+
     def append(self, vote: Vote) -> None:
-        """Write a vote; it is on the disk when this returns. Raises Overloaded when the file is full, AtollError."""
+        """Write a vote; it is on the disk when this returns. Raises Overloaded when its file is full, AtollError."""
+        path = self.path(vote.tenant)
         line = json.dumps(asdict(vote), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             with self._lock:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._folder.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                 with os.fdopen(descriptor, "r+b", buffering=0) as file:
                     fcntl.flock(file, fcntl.LOCK_EX)
                     self._write(file.fileno(), line)
         except OSError as error:
-            raise AtollError("the vote could not be kept", where=str(self._path), why=error.strerror) from None
+            raise AtollError("the vote could not be kept", where=str(path), why=error.strerror) from None
 
     def _write(self, descriptor: int, line: bytes) -> None:
         size = os.fstat(descriptor).st_size
         if size + len(line) > self._max_file_bytes:
-            raise Overloaded("there is no room for more votes", mend="export them, and move the file away")
+            raise Overloaded("there is no room for more votes", mend="export them, and have their file moved away")
         if size and os.pread(descriptor, 1, size - 1) != b"\n":  # of a process that was killed while it wrote
             line = b"\n" + line
         while line:
@@ -87,7 +94,7 @@ class VoteJournal:
     def read(self, tenant: str) -> Iterator[Vote]:
         """The votes of one tenant, oldest first. A line that is damaged is left out, and logged."""
         try:
-            file = self._path.open("rb")
+            file = self.path(tenant).open("rb")
         except FileNotFoundError:
             return
         num_damaged = 0

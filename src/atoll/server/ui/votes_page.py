@@ -18,12 +18,14 @@ from atoll.server.caller import caller_of
 from atoll.server.ui import copying
 from atoll.server.ui.answering import figures
 from atoll.server.ui.duels import Duels
+from atoll.server.ui.file_cache import FileCache
 from atoll.server.ui.pages import HEADERS
 from atoll.server.ui.site import Site
 from atoll.server.ui.votes import VoteJournal, Winner
 
 EXPORT = "/ui/votes.jsonl"
 _MAX_PAIRS = 200
+_MAX_TENANTS = 64  # whose tallies are kept in mind
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class VotesPage:
         self._site = site
         self._duels = duels
         self._journal = VoteJournal(site.settings.votes)
+        self._counted = FileCache[list[Pair]](_MAX_TENANTS)
         self.router = site.router()
         self.router.get("/ui/votes")(self.show)
         self.router.post("/ui/votes")(self.vote)
@@ -54,8 +57,8 @@ class VotesPage:
         self, request: Request, duel: Annotated[str, Form(max_length=64)], winner: Annotated[Winner, Form()]
     ) -> Response:
         """Keep a vote, and tell who has answered what."""
-        ended, vote = self._duels.vote(duel, caller_of(request), winner)
-        await anyio.to_thread.run_sync(self._journal.append, vote)
+        with self._duels.voting(duel, caller_of(request), winner) as (ended, vote):
+            await anyio.to_thread.run_sync(self._journal.append, vote)
         ends = [figures(ended.ends[0]), figures(ended.ends[1])]
         return JSONResponse({"labels": vote.contenders, "ends": ends}, headers=HEADERS)
 
@@ -79,6 +82,13 @@ class VotesPage:
                 yield json.dumps(preference, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def _pairs(self, tenant: str) -> list[Pair]:
+        """Counted again where there is another vote: a full file is read for a second."""
+        try:
+            return self._counted.get(self._journal.path(tenant), lambda: self._count(tenant))
+        except FileNotFoundError:
+            return []
+
+    def _count(self, tenant: str) -> list[Pair]:
         counts: dict[tuple[str, str, str], Counter[str]] = {}
         for vote in self._journal.read(tenant):
             one, other = sorted(vote.contenders)
