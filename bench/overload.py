@@ -10,6 +10,7 @@ once. Then nothing but one request at a time: how long until it is as quick as b
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import statistics
@@ -19,8 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import httpx2 as httpx
+from urllib.parse import urlsplit
 
 from common import machine, parser, percentile, print_table, quote, say, write_json
 from goals import at_most, goal
@@ -79,20 +79,19 @@ def address_of(server: subprocess.Popen[str]) -> str:
 
 
 async def measure(url: str, seconds: float) -> dict[str, float]:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=600) as client:
-        await drive(client, Tally(), closed=NUM_AT_ONCE, seconds=seconds / 4)
-        before_s = statistics.median([await alone(client) for _ in range(5)])
-        peak = Tally()
-        await drive(client, peak, closed=NUM_AT_ONCE, seconds=seconds)
-        say(f"peak: {peak.tokens_s:.0f} tokens/s")
-        flood = Tally()
-        rate = OVERLOAD * len(peak.answered_s) / peak.seconds
-        waiting = await arrive(client, flood, rate, seconds)
-        flood_tokens_s = flood.tokens_s  # those that still wait are answered later
-        say(f"overload: {flood_tokens_s:.0f} tokens/s, {len(flood.refused_s)} refused, {flood.others[:3]}")
-        recovery_s = await recover(client, CALM_WITHIN * before_s)
-        await asyncio.gather(*waiting)
+    server = urlsplit(url).netloc
+    await drive(server, Tally(), closed=NUM_AT_ONCE, seconds=seconds / 4)
+    before_s = statistics.median([await alone(server) for _ in range(5)])
+    peak = Tally()
+    await drive(server, peak, closed=NUM_AT_ONCE, seconds=seconds)
+    say(f"peak: {peak.tokens_s:.0f} tokens/s")
+    flood = Tally()
+    rate = OVERLOAD * len(peak.answered_s) / peak.seconds
+    waiting = await arrive(server, flood, rate, seconds)
+    flood_tokens_s = flood.tokens_s  # those that still wait are answered later
+    say(f"overload: {flood_tokens_s:.0f} tokens/s, {len(flood.refused_s)} refused, {flood.others[:3]}")
+    recovery_s = await recover(server, CALM_WITHIN * before_s)
+    await asyncio.gather(*waiting)
     return {
         "peak_tokens_s": peak.tokens_s,
         "overload_tokens_s": flood_tokens_s,
@@ -105,46 +104,53 @@ async def measure(url: str, seconds: float) -> dict[str, float]:
     }
 
 
-async def ask(client: httpx.AsyncClient, tally: Tally) -> None:
+async def ask(server: str, tally: Tally) -> None:
+    """One request on a connection of its own, by hand: an HTTP library takes from the engine's cores what it needs."""
     prompt = " ".join(random.choices(("blue", "river", "engine", "seven", "atoll"), k=NUM_PROMPT_WORDS))
     parameters = {"max_new_tokens": NUM_NEW, "ignore_eos_token": True}
+    body = json.dumps({"inputs": prompt, "parameters": parameters}).encode()
+    lines = (f"Host: {server}", "Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close")
     start = time.perf_counter()
-    response = await client.post("/generate", json={"inputs": prompt, "parameters": parameters})
+    reader, writer = await asyncio.open_connection(*server.rsplit(":", 1))
+    writer.write("\r\n".join(("POST /generate HTTP/1.1", *lines, "", "")).encode() + body)
+    answer = await reader.read(-1)
+    writer.close()
     took_s = time.perf_counter() - start
-    if response.status_code == 200:
+    status = answer[9:12]
+    if status == b"200":
         tally.answered_s.append(took_s)
         tally.num_tokens += NUM_NEW
-    elif response.status_code == 429:
+    elif status == b"429":
         tally.refused_s.append(took_s)
     else:
-        tally.others.append(f"{response.status_code} {response.text[:100]}")
+        tally.others.append(answer[:200].decode(errors="replace"))
 
 
-async def alone(client: httpx.AsyncClient) -> float:
+async def alone(server: str) -> float:
     tally = Tally()
-    await ask(client, tally)
+    await ask(server, tally)
     return tally.answered_s[0] if tally.answered_s else float("inf")
 
 
-async def drive(client: httpx.AsyncClient, tally: Tally, *, closed: int, seconds: float) -> None:
+async def drive(server: str, tally: Tally, *, closed: int, seconds: float) -> None:
     """`closed` requests at any moment; those that begin in time are counted to their end."""
     start = time.perf_counter()
 
     async def one_after_the_other() -> None:
         while time.perf_counter() - start < seconds:
-            await ask(client, tally)
+            await ask(server, tally)
 
     await asyncio.gather(*(one_after_the_other() for _ in range(closed)))
     tally.seconds = time.perf_counter() - start
 
 
-async def arrive(client: httpx.AsyncClient, tally: Tally, rate: float, seconds: float) -> list[asyncio.Task[None]]:
+async def arrive(server: str, tally: Tally, rate: float, seconds: float) -> list[asyncio.Task[None]]:
     """Requests come evenly, whatever becomes of them; answers are counted once the queue has filled, to the end."""
     start = counted_from = time.perf_counter()
     tasks: list[asyncio.Task[None]] = []
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
-        tasks.append(asyncio.create_task(ask(client, tally)))
+        tasks.append(asyncio.create_task(ask(server, tally)))
         if tally.seconds == 0 and time.perf_counter() - start > SETTLES_AFTER * seconds:
             counted_from, tally.num_tokens = time.perf_counter(), 0
             tally.seconds = 1
@@ -152,12 +158,12 @@ async def arrive(client: httpx.AsyncClient, tally: Tally, rate: float, seconds: 
     return [task for task in tasks if not task.done()]
 
 
-async def recover(client: httpx.AsyncClient, limit_s: float) -> float:
+async def recover(server: str, limit_s: float) -> float:
     """Seconds from the last arrival until a request is answered within `limit_s`."""
     start = time.perf_counter()
     while time.perf_counter() - start < 60:
         began = time.perf_counter()
-        if await alone(client) <= limit_s:
+        if await alone(server) <= limit_s:
             return began - start
         await asyncio.sleep(0.1)
     return float("inf")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 
+from atoll.errors import RequestInvalid
+from atoll.server import errors
 from support.servers import Served
 
 LORAX, OPENAI, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
@@ -53,6 +55,33 @@ BROKEN_BODIES = {
 def test_broken_bodies(client: httpx.Client, path: str, name: str) -> None:
     response = client.post(path, content=BROKEN_BODIES[name], headers=JSON_TYPE)
     check_error(response, 400 if path.startswith("/v1/") else 422, path)
+
+
+MANY_FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "messages": (CHAT, {"messages": [{}] * 100_000}),
+    "items": ("/v1/responses", {"input": [{}] * 100_000}),
+    "texts": ("/v1/embeddings", {"input": [[]] * 100_000}),
+    "stop strings": (LORAX, {"inputs": "x", "parameters": {"stop": [1] * 100_000}}),
+    "keys": (OPENAI, {"prompt": "x"} | {f"k{i}": 1 for i in range(50_000)}),
+    "biases": (OPENAI, {"prompt": "x", "logit_bias": {f"k{i}": "x" for i in range(50_000)}}),
+}
+
+
+@pytest.mark.parametrize("name", MANY_FAULTS)
+def test_a_body_of_a_hundred_thousand_faults_makes_no_list_of_them(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    counts: list[int] = []
+    explain = errors._from_validation
+
+    def count(found: Sequence[Any], body: object) -> RequestInvalid:
+        counts.append(len(found))
+        return explain(found, body)
+
+    monkeypatch.setattr(errors, "_from_validation", count)
+    path, body = MANY_FAULTS[name]
+    check_error(client.post(path, json=body), 400 if path.startswith("/v1/") else 422, path)
+    assert sum(counts) <= 20
 
 
 @pytest.mark.parametrize("path", [LORAX, OPENAI])

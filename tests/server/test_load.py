@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.peft_files import WEIGHTS_NAME
+from atoll.errors import RequestInvalid
 from atoll.server.app import create_app
 from atoll.server.settings import ServerSettings
 from support.adapters import save_random_adapter
@@ -159,13 +161,19 @@ def test_a_broken_lorax_stream_says_so(own: Served) -> None:
     assert last == {"error": "the server is stopping; send the request again", "error_type": "incomplete_generation"}
 
 
-def test_a_reader_that_stops_reading_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_unread", [8, 1024])
+def test_a_reader_that_stops_reading_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_unread: int
+) -> None:
+    """While its answer grows, and where all of it is there already: nobody keeps a place among the open requests."""
+    if max_unread > 480:
+        monkeypatch.setattr("atoll.server.streaming.SEND_TIMEOUT_S", 1.0)
     world = make_world(tmp_path)
     store = publish_contracts(world, tmp_path)
     with world.engine() as engine, socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         listener.bind(("127.0.0.1", 0))
-        settings = ServerSettings(max_unread_events=8)
+        settings = ServerSettings(max_unread_events=max_unread)
         app = create_app(engine, engine.base, AdapterCatalog(store), settings=settings)
         with serving(app, listener) as url, socket.socket() as client:
             served = Served(url, engine, world, store)
@@ -175,6 +183,29 @@ def test_a_reader_that_stops_reading_is_cut_off(tmp_path: Path) -> None:
             client.sendall(raw_post("/generate_stream", {"inputs": "x", "parameters": parameters}))
             wait_until(lambda: outcomes(served, "base") == {"slow_reader": 1})
             wait_until(lambda: is_idle(served))
-            assert engine.stats().num_generated_tokens < 480
+            assert max_unread > 480 or engine.stats().num_generated_tokens < 480
             other = httpx.post(f"{url}/generate", json={"inputs": "x", "parameters": {"max_new_tokens": 2}})
             assert other.status_code == 200
+
+
+def test_a_request_that_was_given_up_keeps_its_place_while_a_thread_works_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, release = threading.Semaphore(0), threading.Event()
+
+    def prepare(*arguments: Any) -> None:
+        going_on.release()
+        release.wait(30)
+        raise RequestInvalid("too late")
+
+    with served_world(tmp_path, settings=ServerSettings(max_open_requests=2)) as served:
+        monkeypatch.setattr("atoll.server.prepare.Preparer.is_quick", lambda *_: False)
+        monkeypatch.setattr("atoll.server.prepare.Preparer.prepare", prepare)
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", httpx.URL(served.url).port or 0)) as client:
+                client.sendall(raw_post("/generate", {"inputs": "x"}))
+                assert going_on.acquire(timeout=20)
+        for _ in range(3):
+            assert httpx.post(f"{served.url}/generate", json={"inputs": "x"}).status_code == 429
+        release.set()
+        wait_until(lambda: httpx.post(f"{served.url}/generate", json={"inputs": "x"}).status_code == 422)

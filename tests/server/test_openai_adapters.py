@@ -119,9 +119,10 @@ def keys(tmp_path: Path) -> Iterator[tuple[Served, KeyStore]]:
 
 def test_only_admins_load_and_unload_and_only_what_is_theirs(keys: tuple[Served, KeyStore]) -> None:
     served, store = keys
+    patterns = ("team-*", "alpha", "local:alpha")
     shown = {
         "user": store.create(NewKey())[1],
-        "admin": store.create(NewKey(scopes=frozenset({"use", "admin"}), adapters=("team-*", "alpha")))[1],
+        "admin": store.create(NewKey(scopes=frozenset({"use", "admin"}), adapters=patterns))[1],
     }
 
     def post(path: str, who: str, body: dict[str, Any]) -> httpx.Response:
@@ -134,6 +135,8 @@ def test_only_admins_load_and_unload_and_only_what_is_theirs(keys: tuple[Served,
     assert post("unload_lora_adapter", "user", {"lora_name": "alpha"}).status_code == 403
     assert post("load_lora_adapter", "admin", body | {"lora_name": "beta"}).status_code == 403
     assert post("unload_lora_adapter", "admin", {"lora_name": "beta"}).status_code == 404
+    for path in ("beta", "./beta", "alpha/../beta"):
+        assert post("load_lora_adapter", "admin", body | {"lora_path": path}).status_code == 404
     assert post("load_lora_adapter", "admin", body).status_code == 200
     assert post("unload_lora_adapter", "admin", {"lora_name": "alpha"}).status_code == 200
     assert post("completions", "user", {"model": "alpha", "prompt": "x"}).status_code == 404

@@ -186,6 +186,17 @@ def test_what_cannot_be_done_is_refused(client: OpenAI, fields: dict[str, Any], 
         client.post("/completions", body=body, cast_to=object)
 
 
+def test_numbers_are_checked_before_anything_is_made(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand million echoes, or a hundred thousand tuples of biases, would be the end of the server."""
+    monkeypatch.setattr("atoll.server.openai_bodies.GenerationBody.generation_ask", None)
+    for fields, message in [
+        ({"prompt": "a", "echo": True, "n": 10**9}, "n is 1000000000"),
+        ({"prompt": ["x"] * 100_000, "logit_bias": {"5": 1}}, "the number of answers is 100000"),
+    ]:
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.post("/completions", body={"model": "alpha"} | fields, cast_to=object)
+
+
 def test_best_of_may_be_what_n_is(client: OpenAI) -> None:
     answer = client.completions.create(model="alpha", prompt="x", n=2, best_of=2, max_tokens=2)
     assert len(answer.choices) == 2

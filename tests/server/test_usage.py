@@ -75,6 +75,11 @@ def test_sums_are_for_each_key_adapter_and_day(database: Database) -> None:
     assert store.report(key_id="other") == []
 
 
+def test_mixes_share_a_name() -> None:
+    """Every other weight makes another mix: a row for each would let a client fill the database."""
+    assert list(sums_of([a_line("merged:0123"), a_line("merged:4567")])) == list(sums_of([a_line("merged")]))
+
+
 HOSTILE = ["", "\n", "a\0b", "\ud800", "x" * 2000, '","', "\u2028", "'; DROP TABLE atoll_usage; --", "🏝" * 600]
 
 

@@ -50,9 +50,8 @@ def guarded_server(folder: Path, base: BaseModel) -> Iterator[Guarded]:
     keys.create(NewKey())
     settings = ServerSettings(body_timeout_s=0.3, head_timeout_s=0.3, max_header_bytes=4096, max_connections=20)
     with Accounts(database, folder / "journals", refresh_s=0.02, fold_s=0.02) as accounts, StubEngine() as engine:
-        ui = UiSettings(runs=folder / "runs", votes=folder / "votes.jsonl")
+        ui = UiSettings(runs=folder / "runs", votes=folder / "votes")
         app = create_app(engine, base, empty_catalog(folder), settings=settings, accounts=accounts, ui=ui)
-        config = {"http": protocol_for(settings), "h11_max_incomplete_event_size": settings.max_header_bytes}
-        with serving(app, **config) as url:
+        with serving(app, http=protocol_for(settings)) as url:
             yield Guarded(url, keys, engine, app)
     database.close()

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from atoll.errors import RequestInvalid
+
+
+class _FirstFault(FailFast):
+    __hash__ = object.__hash__  # pydantic's own cannot be part of `| None`
+
+
+T = TypeVar("T")
+ListOf = Annotated[list[T], _FirstFault()]
+"""A list that is refused at its first wrong element: two megabytes of them must not become as many errors."""
+MAX_KEYS = 512
+"""Of an object in a body: errors come one for each key."""
 
 
 class Body(BaseModel):
@@ -26,8 +37,11 @@ class Body(BaseModel):
     def _drop_what_is_off(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
+        _check_num_keys("the body", fields)
         kept = {}
         for name, value in fields.items():
+            if isinstance(value, dict):
+                _check_num_keys(name, value)
             if value is None or (name in cls.not_implemented and _is_same(value, cls.not_implemented[name])):
                 continue
             if name in cls.not_implemented:
@@ -46,6 +60,11 @@ class Body(BaseModel):
         for name, off in cls.not_implemented.items():
             fields[name] = {"enum": [off, None], "description": "Not implemented: it may be said to be off."}
         return schema
+
+
+def _check_num_keys(name: str, fields: dict[str, Any]) -> None:
+    if len(fields) > MAX_KEYS:
+        raise RequestInvalid(f"{name[:80]} has {len(fields)} keys", mend=f"it may have at most {MAX_KEYS}")
 
 
 def _is_same(value: Any, off: Any) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from atoll.server.caller import SCOPE_KEY
 from atoll.server.errors import BodyTooLargeError, SlowBodyError, error_response
 from atoll.server.settings import ServerSettings
 
@@ -13,12 +14,18 @@ from atoll.server.settings import ServerSettings
 # is too much is read and dropped.
 _MAX_DROPPED_BODIES = 8
 
+MAX_STRANGER_BYTES = 4 << 10
+"""Of a body to an address that needs no key, as the login."""
+
 UPLOAD_PREFIX = "/ui/admin/uploads"
 """Files go to the disk as they come; the route has limits of its own."""
 
 
 class BodyLimit:
-    """ASGI middleware: bodies of at most `max_body_bytes`, told by length or not, that come in `body_timeout_s`."""
+    """ASGI middleware: bodies of at most `max_body_bytes`, told by length or not, that come in `body_timeout_s`.
+
+    Whom the guard does not know may send `MAX_STRANGER_BYTES`.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
@@ -31,7 +38,7 @@ class BodyLimit:
             return
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
-                messages = await self._read(receive)
+                messages = await self._read(receive, self._max_bytes(scope))
         except (TimeoutError, BodyTooLargeError) as error:
             slow = SlowBodyError(f"the body did not come within {self._settings.body_timeout_s:g} seconds")
             refusal = error if isinstance(error, BodyTooLargeError) else slow
@@ -47,9 +54,13 @@ class BodyLimit:
 
         await self._app(scope, receive_again, send)
 
-    async def _read(self, receive: Receive) -> list[Message] | None:
+    def _max_bytes(self, scope: Scope) -> int:
+        caller = scope.get(SCOPE_KEY)
+        is_stranger = caller is None or not caller.scopes
+        return min(MAX_STRANGER_BYTES, self._settings.max_body_bytes) if is_stranger else self._settings.max_body_bytes
+
+    async def _read(self, receive: Receive, max_bytes: int) -> list[Message] | None:
         """The body's parts; None where the client has left. Raises BodyTooLargeError."""
-        max_bytes = self._settings.max_body_bytes
         messages: list[Message] = []
         num_bytes = 0
         more = True

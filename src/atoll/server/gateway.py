@@ -99,7 +99,6 @@ class EventStream:
             return
         if self._max_unread is not None and self._events.qsize() >= self._max_unread:
             logger.warning("request %s is cut off: its client does not read", event.request_id)
-            self._outcome = "slow_reader"
             self.overrun.set()
             return
         if isinstance(event, TokenEvent):
@@ -145,7 +144,8 @@ class EventStream:
         if self._is_closed:
             return
         self._is_closed = True
-        self._gateway.closed(self, self._outcome)
+        is_cut_off = self._outcome == "cancelled" and self.overrun.is_set()
+        self._gateway.closed(self, "slow_reader" if is_cut_off else self._outcome)
 
     def spent(self, finish: FinishEvent | None, outcome: Outcome) -> Spent:
         """What the request has used; `finish` is its end where it was answered."""
@@ -232,7 +232,19 @@ class Gateway:
         if self.preparer.is_quick(ask):  # quicker than handing it to another thread
             return self.preparer.prepare(ask, caller)
         limiter = self._slow_limiter if self.preparer.is_slow(ask) else self._limiter
-        return await anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=limiter)
+        work = asyncio.ensure_future(anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=limiter))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped: as long as it works on, it keeps its place among threads and open requests.
+            self._num_open += 1
+            work.add_done_callback(self._abandoned_ended)
+            raise
+
+    def _abandoned_ended(self, work: asyncio.Future[Prepared]) -> None:
+        self._num_open -= 1
+        if not work.cancelled() and (error := work.exception()) is not None:
+            logger.debug("a request that was given up: %s", error)
 
     def finished(self, events: EventStream, finish: FinishEvent) -> None:
         """A request has been answered; its last event is not out yet. Called by the stream alone."""
@@ -247,7 +259,7 @@ class Gateway:
             self._count(events.spent(None, outcome))
         self.metrics.ended(events.request, outcome)
         if events.request.adapter is not None:
-            self.use.note(events.request.adapter.id)
+            self.use.note(events.request.adapter.id, events.caller.tenant)
         if outcome in ("cancelled", "slow_reader"):
             self._engine.abort(events.request.request_id)
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from atoll.engine.request import MAX_LOGPROBS, MAX_SEED
 from atoll.errors import RequestInvalid
-from atoll.server.bodies import Body
+from atoll.server.bodies import Body, ListOf
 from atoll.server.forms import Form, JsonForm, PatternForm
 from atoll.server.merge_ask import MajoritySignMethod, MergeAsk, MergeStrategy
 from atoll.server.prepare import Ask
@@ -31,8 +31,8 @@ class MergedAdapters(Body):
 
     model_config = ConfigDict(extra="ignore")
 
-    ids: list[_Text] = Field(min_length=1, max_length=MAX_MERGED_ADAPTERS)
-    weights: list[_Weight] = Field(min_length=1, max_length=MAX_MERGED_ADAPTERS)
+    ids: ListOf[_Text] = Field(min_length=1, max_length=MAX_MERGED_ADAPTERS)
+    weights: ListOf[_Weight] = Field(min_length=1, max_length=MAX_MERGED_ADAPTERS)
     """One for each adapter."""
     merge_strategy: MergeStrategy = "linear"
     density: float | None = Field(default=None, ge=0, le=1)
@@ -139,7 +139,7 @@ class Parameters(AdapterParameters):
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     max_new_tokens: int | None = Field(default=None, gt=0)
     """Unset: what the adapter's contract says, else as many as fit."""
-    stop: list[_Text] = Field(default=[])
+    stop: ListOf[_Text] = Field(default=[])
     ignore_eos_token: bool = False
     truncate: int | None = Field(default=None, gt=0)
     """Keep only so many tokens of the prompt, its last ones."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from atoll.adapters.merger import MERGED_PREFIX
+from atoll.adapters.merger import MERGED_LABEL, MERGED_PREFIX
 from atoll.engine import FinishEvent, Request
 from atoll.server.engine_metrics import EngineCollector
 
@@ -21,7 +21,6 @@ Buckets = tuple[tuple[float, float], ...]
 
 BASE_LABEL = "base"
 OTHER_LABEL = "other"
-MERGED_LABEL = "merged"
 _DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _GAP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -129,7 +128,7 @@ class ServerMetrics:
             return BASE_LABEL
         name = request.adapter.name
         if name.startswith(MERGED_PREFIX):
-            return MERGED_LABEL  # every other weight makes another mix
+            return MERGED_LABEL
         if name not in self._labels:
             if len(self._labels) >= self._max_adapters:
                 return OTHER_LABEL

@@ -20,7 +20,7 @@ from atoll.server.caller import Caller, caller_of
 from atoll.server.choices import Choices
 from atoll.server.gateway import Gateway
 from atoll.server.openai_adapters import AdapterLoading
-from atoll.server.openai_bodies import ChatBody, CompletionBody, EmbeddingBody
+from atoll.server.openai_bodies import ChatBody, CompletionBody, EmbeddingBody, num_texts
 from atoll.server.openai_responses import Responses
 from atoll.server.openai_schema import (
     ChatCompletion,
@@ -71,6 +71,7 @@ class OpenAI:
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Each `prompt` is completed as it is; `columns` fill the adapter's own template."""
+        self._check_number(body.n, num_texts(body.prompt))  # before anything is made for each of them
         asks = body.asks()
         echoes = [self._echo(ask) for ask in asks for _ in range(body.n)] if body.echo else None
         writer = TextWriter(echoes, self._logprobs(body.logprobs is not None))
@@ -79,6 +80,7 @@ class OpenAI:
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """`messages` go through the base's chat template; `columns` fill the adapter's own."""
+        self._check_number(body.n, 1)
         writer = ChatWriter(body.tool_use(), self._logprobs(body.logprobs))
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         head = Head("chatcmpl", kind, body.model or self._gateway.base.name)
@@ -91,9 +93,6 @@ class OpenAI:
     async def _answer(
         self, body: CompletionBody | ChatBody, request: Request, asks: Sequence[Ask], head: Head, writer: ChoiceWriter
     ) -> Response:
-        settings = self._gateway.settings
-        _check_at_most("n", body.n, settings.max_choices)
-        _check_at_most("the number of answers", body.n * len(asks), settings.max_prompts)
         caller = caller_of(request)
         if not body.stream:
             return await unless_disconnected(request, self._whole(asks, caller, body.n, head, writer))
@@ -114,8 +113,8 @@ class OpenAI:
         return JSONResponse(content, headers=_headers(choices))
 
     async def _vectors(self, body: EmbeddingBody, caller: Caller) -> Response:
+        _check_at_most("the number of texts", num_texts(body.input), self._gateway.settings.max_prompts)
         asks = body.asks()
-        _check_at_most("the number of texts", len(asks), self._gateway.settings.max_prompts)
         choices = await Choices.open(self._gateway, asks, caller, stream=False)
         try:
             finishes = [choice.finish for choice in await choices.collect()]
@@ -130,6 +129,11 @@ class OpenAI:
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
         }
         return JSONResponse(content)
+
+    def _check_number(self, n: int, num_prompts: int) -> None:
+        settings = self._gateway.settings
+        _check_at_most("n", n, settings.max_choices)
+        _check_at_most("the number of answers", n * num_prompts, settings.max_prompts)
 
     def _echo(self, ask: Ask) -> str:
         if isinstance(ask.prompt, str):

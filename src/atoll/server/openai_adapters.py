@@ -16,6 +16,7 @@ from atoll.server.caller import Caller, caller_of
 from atoll.server.gateway import Gateway
 from atoll.server.openai_bodies import LoadAdapterBody, UnloadAdapterBody
 from atoll.server.openai_schema import TEXT_ANSWERS
+from atoll.server.sources import local_name
 
 logger = get_logger(__name__)
 
@@ -52,6 +53,8 @@ class AdapterLoading:
         catalog, base = self._gateway.catalog, self._gateway.base
         if not caller.may_use(body.lora_name):
             raise Forbidden(f"the key may not use the name {body.lora_name[:80]!r}")
+        if not caller.may_use(local_name(body.lora_path)):
+            raise AdapterNotFound(f"no adapter {body.lora_path[:80]!r}")
         if not body.load_inplace and any(adapter.name == body.lora_name for adapter in catalog.list()):
             mend = "choose another name, or leave load_inplace out"
             raise UsageError(f"there is an adapter {body.lora_name!r} already", mend=mend)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from atoll.engine.request import MAX_LOGPROBS, MAX_SEED
 from atoll.errors import RequestInvalid
-from atoll.server.bodies import Body
+from atoll.server.bodies import Body, ListOf
 from atoll.server.forms import Form
 from atoll.server.openai_forms import ResponseFormat, StructuredOutputs
 from atoll.server.openai_messages import ChatMessage, NamedTool, ToolBody, ToolMode, tool_use
@@ -22,7 +22,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_API_TOKEN_CHARS = 1024
 
 _StopString = Annotated[str, Field(min_length=1)]
-Texts = str | list[str] | list[int] | list[list[int]]
+Texts = str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]]
 """One text, several, the token ids of one, or those of several."""
 
 
@@ -92,7 +92,7 @@ class GenerationBody(SamplingBody):
     logit_bias: dict[str, float] = Field(default={})
     """What is added to the logits of tokens, by their ids."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    stop: list[_StopString] = Field(default=[])
+    stop: ListOf[_StopString] = Field(default=[])
     """A string or a list of strings that end the answer."""
     ignore_eos: bool = False
     response_format: ResponseFormat | None = None
@@ -198,11 +198,11 @@ class ChatBody(GenerationBody):
         "web_search_options": {},
     }
 
-    messages: list[ChatMessage] = Field(default=[])
+    messages: ListOf[ChatMessage] = Field(default=[])
     max_completion_tokens: int | None = Field(default=None, gt=0)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    tools: list[ToolBody] = Field(default=[])
+    tools: ListOf[ToolBody] = Field(default=[])
     tool_choice: ToolMode | NamedTool | None = None
     parallel_tool_calls: bool = True
     """false: not more than one call in an answer. A forced call is always one."""
@@ -309,6 +309,12 @@ def prompts_of(texts: Texts) -> Sequence[Prompt]:
         elif isinstance(item, list):
             prompts.append(TokenIds(tuple(item)))
     return prompts
+
+
+def num_texts(texts: Texts) -> int:
+    """How many prompts there are, without making them; nothing counts as an empty one."""
+    several = isinstance(texts, list) and texts and not isinstance(texts[0], int)
+    return len(texts) if several else 1
 
 
 def _are(items: list[Any], kind: type) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from atoll.errors import RequestInvalid
-from atoll.server.bodies import Body
+from atoll.server.bodies import Body, ListOf
 from atoll.server.forms import Form, JsonForm, PatternForm
 from atoll.server.tools import NAME_PATTERN, lenient
 from atoll.text.constraint import MAX_SCHEMA_DEPTH, nesting_depth
@@ -58,7 +58,7 @@ class StructuredOutputs(Body):
     """A schema."""
     regex: Annotated[str, Field(min_length=1)] | None = None
     """A pattern that the whole answer matches."""
-    choice: list[str] | None = Field(default=None, min_length=1)
+    choice: ListOf[str] | None = Field(default=None, min_length=1)
     """The answers that are allowed."""
 
     @model_validator(mode="after")

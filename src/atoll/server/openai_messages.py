@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from atoll.errors import RequestInvalid
-from atoll.server.bodies import Body
+from atoll.server.bodies import Body, ListOf
 from atoll.server.openai_forms import MAX_NESTED, check_nesting
 from atoll.server.tools import NAME_PATTERN, Function, ToolUse
 from atoll.text.chat_tools import Message
@@ -53,10 +53,10 @@ class ChatMessage(Body):
     not_implemented: ClassVar = {"refusal": "", "audio": {}, "function_call": {}, "annotations": []}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] = ""
+    content: str | ListOf[TextPart] = ""
     name: Annotated[str, Field(max_length=64)] = ""
     """Handed to the chat template, which may have no use for it."""
-    tool_calls: list[ToolCall] = Field(default=[])
+    tool_calls: ListOf[ToolCall] = Field(default=[])
     tool_call_id: str = ""
     """Which call a tool's message answers."""
 

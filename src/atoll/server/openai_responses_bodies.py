@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from atoll.engine.request import MAX_LOGPROBS
 from atoll.errors import RequestInvalid
-from atoll.server.bodies import Body
+from atoll.server.bodies import Body, ListOf
 from atoll.server.forms import Form, JsonForm
 from atoll.server.openai_bodies import SamplingBody
 from atoll.server.openai_forms import JsonSchema, json_form
@@ -28,7 +28,7 @@ class ContentPart(Body):
 
     type: Literal["input_text", "output_text", "text"]
     text: str
-    logprobs: list[Any] = Field(default=[])
+    logprobs: ListOf[Any] = Field(default=[])
     """An answer has them; they change nothing here."""
 
 
@@ -50,7 +50,7 @@ class MessageItem(_Item):
 
     type: Literal["message"]
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[ContentPart]
+    content: str | ListOf[ContentPart]
 
 
 class FunctionCallItem(_Item):
@@ -67,7 +67,7 @@ class FunctionCallOutputItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[ContentPart]
+    output: str | ListOf[ContentPart]
 
 
 Item = Annotated[MessageItem | FunctionCallItem | FunctionCallOutputItem, Field(discriminator="type")]
@@ -126,18 +126,18 @@ class ResponseBody(SamplingBody):
         "truncation": "disabled",
     }
 
-    input: str | list[Item]
+    input: str | ListOf[Item]
     instructions: str = ""
     """A system message before the others."""
     max_output_tokens: int | None = Field(default=None, gt=0)
     metadata: dict[str, str] = Field(default={}, max_length=MAX_METADATA)
     """Given back with the answer."""
     text: TextConfig = TextConfig()
-    tools: list[FunctionTool] = Field(default=[])
+    tools: ListOf[FunctionTool] = Field(default=[])
     tool_choice: ToolMode | FunctionChoice | None = None
     parallel_tool_calls: bool = True
     """false: not more than one call in an answer. A forced call is always one."""
-    include: list[Literal["message.output_text.logprobs"]] = Field(default=[])
+    include: ListOf[Literal["message.output_text.logprobs"]] = Field(default=[])
     top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
     stream_options: NoStreamOptions = NoStreamOptions()
 

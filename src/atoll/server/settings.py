@@ -15,7 +15,7 @@ class ServerSettings:
     of their own; the rest share the label `other`. max_best_of: completions that one request may choose from.
     max_choices, max_prompts: answers to one prompt, and answers or vectors in all, that one OpenAI request may ask for.
     max_header_bytes, max_headers, head_timeout_s: of a request's head. body_timeout_s: how long its body may take.
-    max_connections: open ones, idle ones too.
+    max_connections: open ones, idle ones too. unread_timeout_s: how long a client may read nothing of its answer.
     remote_sources: where adapters may be downloaded from, "hub" and "s3"; nowhere unless given. adapter_hosts: names or
     patterns of hosts that a hub may be at or redirect to; private_adapter_hosts: exact names of hosts that may have
     private addresses and speak plain HTTP. adapter_buckets: `bucket` or `bucket/prefix` of s3. s3_endpoint: the address
@@ -31,6 +31,7 @@ class ServerSettings:
     max_headers: int = 100
     head_timeout_s: float = 10.0
     max_connections: int = 2048
+    unread_timeout_s: float = 60.0
     max_stop_strings: int = 16
     max_stop_chars: int = 256
     max_unread_events: int = 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
 from atoll.adapters.addresses import HostRules
@@ -64,7 +65,11 @@ class AdapterSources:
             if not caller.may_use(f"{source}:{name}"):
                 raise _not_found(adapter_id)
             return self._remote.resolve(str(source), adapter_id, tenant=caller.tenant, token=token)
-        if not caller.may_use(_local_name(adapter_id) if source == "local" else name):
+        seen_as = name
+        if source == "local":
+            seen_as = local_name(adapter_id)
+            adapter_id = seen_as.partition(":")[2]
+        if not caller.may_use(seen_as):
             raise _not_found(adapter_id)
         try:
             return self._catalog.resolve(adapter_id, source or None)
@@ -109,11 +114,14 @@ def _sources(settings: ServerSettings) -> dict[str, Source]:
     return sources
 
 
-def _local_name(path: str) -> str:
-    """How patterns see a folder. Raises AdapterNotFound for a path that leads elsewhere than it seems to."""
+def local_name(path: str) -> str:
+    """How patterns see a folder, whichever way its path is spelled: one folder is one adapter in what is counted.
+
+    Raises AdapterNotFound for a path that leads elsewhere than it seems to.
+    """
     if ".." in path.split("/"):
         raise _not_found(path)
-    return f"local:{path}"
+    return f"local:{posixpath.normpath(path) if path else path}"
 
 
 def _not_found(adapter_id: str) -> AdapterNotFound:

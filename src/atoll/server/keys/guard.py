@@ -85,10 +85,11 @@ class Guard:
             await answer(scope, receive, send)
 
     def _check_head(self, scope: ConnectionScope) -> None:
-        """h11 bounds what it has to wait for; a head that comes in one piece is larger than that in no time."""
+        """What comes in one packet; the connection itself bounds a head that comes in several."""
         num_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        num_bytes += len(scope["raw_path"]) + len(scope["query_string"])
         if num_bytes > self._settings.max_header_bytes or len(scope["headers"]) > self._settings.max_headers:
-            raise HeadTooLargeError("the request has too many headers, or too long ones")
+            raise HeadTooLargeError("the request has too many headers, or too long ones, or too long an address")
 
     def _refusal(self, scope: ConnectionScope, error: AtollError) -> ASGIApp:
         page = self._door.refused(scope, error) if self._door else None

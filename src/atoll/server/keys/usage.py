@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from atoll.adapters.merger import MERGED_LABEL, MERGED_PREFIX
 from atoll.log import get_logger
 from atoll.server.keys.database import Database
 from atoll.server.keys.tables import JOURNALS, KEYS, USAGE
@@ -58,7 +59,8 @@ _Place = tuple[str, str, date]
 
 def line_of(spent: Spent, *, at_s: float, price_per_token_usd: float) -> bytes:
     """A request as a line of the journal. Nothing a client can name makes a line that the database would refuse."""
-    adapter = spent.adapter.encode(errors="backslashreplace").decode().replace("\0", "\\0")[:MAX_ADAPTER_CHARS]
+    name = MERGED_LABEL if spent.adapter.startswith(MERGED_PREFIX) else spent.adapter
+    adapter = name.encode(errors="backslashreplace").decode().replace("\0", "\\0")[:MAX_ADAPTER_CHARS]
     num_tokens = spent.num_prompt_tokens + spent.num_new_tokens
     fields = [
         int(at_s),
