@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from protocol import Answer, Case, Settings, work
 
@@ -18,8 +18,8 @@ from atoll.model.load import DType, load_base
 
 
 def load(settings: Settings) -> Callable[[Case], Answer]:
-    bits = cast("Literal[4, 8] | None", settings.bits)
-    quantization = QuantizationConfig(bits=bits) if bits else None
+    # As `atoll serve --int8`: the output head in 8 bits too, as in llama.cpp's Q8_0. A base tuned in 8 bits keeps it.
+    quantization = QuantizationConfig(bits=4) if settings.bits == 4 else None
     base = load_base(settings.base, dtype=cast("DType", settings.dtype), quantization=quantization)
     folders = [Path(folder) for folder in settings.adapters]
     adapters = [StoredAdapter(folder.name, 0, adapter_digest(folder), folder, None) for folder in folders]
@@ -27,6 +27,7 @@ def load(settings: Settings) -> Callable[[Case], Answer]:
         base,
         num_slots=max(1, len(adapters)),
         max_rank=settings.rank,
+        bits=8 if settings.bits == 8 else None,
         config=EngineConfig(max_num_requests=settings.max_num_requests, max_length=settings.max_length),
     )
     engine.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -59,11 +58,9 @@ def check_words(command: click.Command, words: list[str], shown: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_what_a_page_says_works_step_by_step(page: str, tmp_path: Path) -> None:
-    data = Path(os.environ.get("ATOLL_TEST_DATA", ROOT.parent / "shared" / "data" / "loraland"))
+def test_what_a_page_says_works_step_by_step(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     blocks = [block for block in code_blocks(PAGES[page]) if block.reason is None]
-    if not data.is_dir() and any("DATA" in block.code for block in blocks):
-        pytest.skip(f"no LoRA Land data at {data} (set ATOLL_TEST_DATA)")
+    data = request.getfixturevalue("loraland") if any("DATA" in block.code for block in blocks) else None
     with newcomer(tmp_path, data) as reader:
         done = reader.follows(blocks)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
