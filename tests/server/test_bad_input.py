@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 
 from atoll.errors import RequestInvalid
-from atoll.server import errors
+from atoll.server import body_routes, errors
 from support.servers import Served
 
 LORAX, OPENAI, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
@@ -57,6 +57,27 @@ def test_broken_bodies(client: httpx.Client, path: str, name: str) -> None:
     check_error(response, 400 if path.startswith("/v1/") else 422, path)
 
 
+WHY_NOT_JSON = {
+    "no JSON": "at character 1",
+    "no UTF-8": "not UTF-8",
+    "deep": "nested too deeply",
+    "a number of 5000 digits": "too many digits",
+    "an array": "not a JSON object",
+}
+
+
+@pytest.mark.parametrize("name", WHY_NOT_JSON)
+def test_what_is_wrong_with_a_broken_body_is_said(client: httpx.Client, name: str) -> None:
+    response = client.post(LORAX, content=BROKEN_BODIES[name], headers=JSON_TYPE)
+    assert WHY_NOT_JSON[name] in check_error(response, 422, LORAX)
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"])
+def test_the_kinds_of_json(client: httpx.Client, kind: str) -> None:
+    body = b'{"inputs": "x", "parameters": {"max_new_tokens": 1}}'
+    assert client.post(LORAX, content=body, headers={"Content-Type": kind}).status_code == 200
+
+
 MANY_FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "messages": (CHAT, {"messages": [{}] * 100_000}),
     "items": ("/v1/responses", {"input": [{}] * 100_000}),
@@ -72,21 +93,22 @@ def test_a_body_of_a_hundred_thousand_faults_makes_no_list_of_them(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     counts: list[int] = []
-    explain = errors._from_validation
+    explain = errors.from_validation
 
     def count(found: Sequence[Any], body: object) -> RequestInvalid:
         counts.append(len(found))
         return explain(found, body)
 
-    monkeypatch.setattr(errors, "_from_validation", count)
+    monkeypatch.setattr(body_routes, "from_validation", count)
     path, body = MANY_FAULTS[name]
     check_error(client.post(path, json=body), 400 if path.startswith("/v1/") else 422, path)
     assert sum(counts) <= 20
 
 
 @pytest.mark.parametrize("path", [LORAX, OPENAI])
-def test_a_body_without_its_content_type(client: httpx.Client, path: str) -> None:
-    response = client.post(path, content=b'{"inputs": "x", "prompt": "x"}')
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/json"}])
+def test_a_body_without_its_content_type(client: httpx.Client, path: str, headers: dict[str, str]) -> None:
+    response = client.post(path, content=b'{"inputs": "x", "prompt": "x"}', headers=headers)
     assert "Content-Type" in check_error(response, 400 if path.startswith("/v1/") else 422, path)
 
 

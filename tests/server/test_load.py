@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import threading
@@ -19,6 +20,7 @@ from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.peft_files import WEIGHTS_NAME
 from atoll.errors import RequestInvalid
 from atoll.server.app import create_app
+from atoll.server.gateway import EventStream
 from atoll.server.settings import ServerSettings
 from support.adapters import save_random_adapter
 from support.engines import make_world
@@ -84,6 +86,19 @@ def test_a_client_that_leaves_frees_its_blocks(own: Served, stream: bool) -> Non
     wait_until(lambda: is_idle(own))
     assert own.engine.stats().num_generated_tokens < 400
     wait_until(lambda: outcomes(own, "alpha") == {"cancelled": 1})
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_an_answered_request_is_freed_without_the_garbage_collector(served: Served, path: str) -> None:
+    body = {"inputs": "x", "parameters": {"max_new_tokens": 2}}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert httpx.post(served.url + path, json=body).status_code == 200
+        wait_until(lambda: not any(isinstance(found, EventStream) for found in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 def test_a_full_house_answers_429_at_once(own: Served) -> None:

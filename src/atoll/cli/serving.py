@@ -35,6 +35,7 @@ logger = get_logger(__name__)
 
 _MAX_LISTED = 20
 _OTHER_FILES = 256  # of the model, the adapters, the journal, the database
+_ACCEPTED_AT_ONCE = 16
 _POLL_S = 0.05
 _LAST_WORDS_S = 2  # for the error events of requests that were cut short
 
@@ -118,10 +119,13 @@ def run_server(
     # answered; they are there for good, so it need not look at them again.
     gc.collect()
     gc.freeze()
+    # libuv accepts one connection of a socket before it goes round all open ones again: the last of many that come at
+    # once would wait for hundreds of answers to others.
+    listeners = [listener, *(listener.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
     # uvicorn raises a signal again once it has stopped, to whoever handled it before: then nothing is left to do.
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _Server(config, words, lifecycle, engine, drain_s).run(sockets=[listener])
+        _Server(config, words, lifecycle, engine, drain_s).run(sockets=listeners)
     except OSError as error:  # somebody took the port while the model was loading
         raise _cannot_listen(f"port {listener.getsockname()[1]}", error) from None
     finally:

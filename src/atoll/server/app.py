@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from atoll import __version__
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.server.access import Access, Lifecycle
 from atoll.server.body_limit import BodyLimit
+from atoll.server.body_routes import BodyRoutes
 from atoll.server.docs_page import docs_router
 from atoll.server.errors import install_error_handlers
 from atoll.server.gateway import Gateway, RequestEngine
@@ -20,6 +22,8 @@ from atoll.server.keys.hosts import HostRule
 from atoll.server.lorax import Lorax
 from atoll.server.metrics import ServerMetrics
 from atoll.server.openai import OpenAI
+from atoll.server.openai_adapters import AdapterLoading
+from atoll.server.openai_responses import Responses
 from atoll.server.operations import Operations
 from atoll.server.settings import ServerSettings
 from atoll.server.tracing import TraceRequests, Tracing
@@ -55,10 +59,12 @@ def create_app(
     lifecycle = lifecycle or Lifecycle()
     metrics = ServerMetrics(engine.stats, settings.max_metric_adapters)
     gateway = Gateway(engine, base, catalog, settings, metrics, accounts)
-    # FastAPI's own pages would load their code from elsewhere.
-    app = FastAPI(title="Atoll", version=__version__, docs_url=None, redoc_url=None)
-    app.include_router(Lorax(gateway).router)
-    app.include_router(OpenAI(gateway).router)
+    # FastAPI's own pages would load their code from elsewhere, and its telemetry tells what bodies hold.
+    own: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+    app = FastAPI(title="Atoll", version=__version__, docs_url=None, redoc_url=None, telemetry=own)
+    dialects = [dialect(gateway).router for dialect in (Lorax, OpenAI, Responses, AdapterLoading)]
+    for router in dialects:
+        app.include_router(router)
     app.include_router(_operation(engine, metrics, lifecycle))
     app.include_router(Operations(engine, base).router)
     app.include_router(docs_router())
@@ -68,6 +74,7 @@ def create_app(
             app.include_router(router)
     install_error_handlers(app)
     # The last one added is the first that a request meets.
+    app.add_middleware(BodyRoutes, routers=dialects)
     app.add_middleware(BodyLimit, settings=settings)
     if tracing is not None:
         app.add_middleware(TraceRequests, tracing=tracing)

@@ -39,7 +39,7 @@ COMMON_STATUSES = {
 }
 """Errors that both dialects answer alike, for the OpenAPI schema."""
 
-_CLIENT_CLOSED_REQUEST = 499
+CLIENT_CLOSED_REQUEST = 499
 
 
 class BodyTooLargeError(UsageError):
@@ -92,7 +92,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(request.scope["path"], told)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it
 
     for kind in (AtollError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
@@ -179,7 +179,7 @@ def to_atoll_error(error: Exception) -> AtollError:
             logger.error("a request failed: %s", error)
         return error
     if isinstance(error, RequestValidationError):
-        return _from_validation(error.errors(), error.body)
+        return from_validation(error.errors(), error.body)
     if isinstance(error, HTTPException):
         if error.status_code == 404:
             return NotFound("there is no such address", mend="see /openapi.json for those that there are")
@@ -190,16 +190,11 @@ def to_atoll_error(error: Exception) -> AtollError:
     return AtollError(type(error).__name__)
 
 
-def _from_validation(errors: Sequence[Any], body: object) -> RequestInvalid:
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return RequestInvalid("the body is not valid JSON", why=first["ctx"]["error"])
+def from_validation(errors: Sequence[Any], body: object) -> RequestInvalid:
+    """What pydantic found wrong with a body, as one error that names the place."""
     # Where there were several kinds to choose from, the one that came furthest is what the client meant.
     first = max(errors, key=lambda error: len(_path(error, body)))
     path = _path(first, body)
-    if not path and first["type"] in ("missing", "model_attributes_type"):
-        mend = "send one with the header Content-Type: application/json"
-        return RequestInvalid("the body is not a JSON object", mend=mend)
     name = ".".join(path) or "body"
     if first["type"] == "extra_forbidden":
         mend = "leave it out: a parameter that has no effect is never accepted"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -79,12 +81,13 @@ class EventStream:
     ) -> None:
         self.overrun = asyncio.Event()
         self.num_cut_tokens = prepared.num_cut_tokens
-        self.request = prepared.request(index, caller, self.push)
+        self.request = prepared.request(index, caller, _pusher(weakref.ref(self)))
         self.caller = caller
         self._gateway = gateway
         self._max_unread = max_unread
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: deque[Event] = deque()
+        self._arrival: asyncio.Future[None] | None = None
         self._is_closed = False
         self._outcome: Outcome = "cancelled"
         self._num_tokens = 0
@@ -97,7 +100,7 @@ class EventStream:
     def _receive(self, event: Event) -> None:
         if self._is_closed or self.overrun.is_set():
             return
-        if self._max_unread is not None and self._events.qsize() >= self._max_unread:
+        if self._max_unread is not None and len(self._events) >= self._max_unread:
             logger.warning("request %s is cut off: its client does not read", event.request_id)
             self.overrun.set()
             return
@@ -109,7 +112,9 @@ class EventStream:
                 self._first_token_at_s = now_s
             self._token_at_s = now_s
             self._num_tokens += 1
-        self._events.put_nowait(event)
+        self._events.append(event)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def __aiter__(self) -> EventStream:
         return self
@@ -118,7 +123,10 @@ class EventStream:
         """The next token, then the end. Raises the request's AtollError."""
         if self._outcome in ("ok", "failed"):
             raise StopAsyncIteration
-        event = await self._events.get()
+        while not self._events:
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        event = self._events.popleft()
         if isinstance(event, ErrorEvent):
             self._outcome = "failed"
             raise event.error
@@ -162,6 +170,16 @@ class EventStream:
             num_new_tokens=len(finish.token_ids) if finish else self._num_tokens,
             seconds=finish.timings.total_s - finish.timings.queue_s if finish else since_first_token_s,
         )
+
+
+def _pusher(stream: weakref.ref[EventStream]) -> Callable[[Event], None]:
+    """What a stream's request knows of it. If each held the other, only the garbage collector would end them."""
+
+    def push(event: Event) -> None:
+        if (reader := stream()) is not None:
+            reader.push(event)
+
+    return push
 
 
 class Gateway:

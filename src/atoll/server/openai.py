@@ -19,9 +19,7 @@ from atoll.errors import RequestInvalid
 from atoll.server.caller import Caller, caller_of
 from atoll.server.choices import Choices
 from atoll.server.gateway import Gateway
-from atoll.server.openai_adapters import AdapterLoading
 from atoll.server.openai_bodies import ChatBody, CompletionBody, EmbeddingBody, num_texts
-from atoll.server.openai_responses import Responses
 from atoll.server.openai_schema import (
     ChatCompletion,
     Completion,
@@ -53,8 +51,6 @@ class OpenAI:
         router.post("/chat/completions", summary="Answer a conversation", responses=chats)(self.chat)
         vectors = answers(EmbeddingList)
         router.post("/embeddings", summary="Turn texts into vectors", responses=vectors)(self.embeddings)
-        router.include_router(Responses(gateway).router)
-        router.include_router(AdapterLoading(gateway).router)
 
     async def models(self, request: Request) -> JSONResponse:
         """The base first, then the latest revision of every adapter in the store that belongs to it."""

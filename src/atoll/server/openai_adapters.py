@@ -30,7 +30,7 @@ class AdapterLoading:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._limiter = anyio.CapacityLimiter(_NUM_LOADING)
-        self.router = router = APIRouter()
+        self.router = router = APIRouter(prefix="/v1", tags=["OpenAI"])
         router.post("/load_lora_adapter", summary="Add an adapter from the server's disk", responses=TEXT_ANSWERS)(
             self.load
         )

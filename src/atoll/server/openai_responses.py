@@ -29,7 +29,7 @@ class Responses:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self.router = APIRouter()
+        self.router = APIRouter(prefix="/v1", tags=["OpenAI"])
         kinds = answers(ResponseAnswer, may_stream=True)
         self.router.post("/responses", summary="Answer a conversation, as items", responses=kinds)(self.respond)
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from starlette.types import Scope
 
 from atoll.errors import Forbidden
+
+_MAX_KEPT = 64
 
 
 class HostRule:
@@ -20,6 +23,7 @@ class HostRule:
     def __init__(self, allowed: Iterable[str] = (), *, any_address: bool = False) -> None:
         self._allowed = frozenset(name.lower().rstrip(".") for name in allowed)
         self._any_address = any_address
+        self._allows = lru_cache(_MAX_KEPT)(self._allows_name)  # clients say the same name with every request
 
     def check(self, scope: Scope) -> None:
         """Raise Forbidden unless Host, and Origin where there is one, name this server."""
@@ -33,7 +37,7 @@ class HostRule:
             if not self._allows(origin.partition("://")[2]):
                 raise Forbidden("pages of other sites may not use this server", mend="start it with keys")
 
-    def _allows(self, host: str) -> bool:
+    def _allows_name(self, host: str) -> bool:
         name = _without_port(host.lower()).rstrip(".")
         if name == "localhost" or name.endswith(".localhost") or name in self._allowed:
             return True
