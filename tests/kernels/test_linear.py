@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from atoll.kernels.cpu import int8, nf4
+from atoll.kernels.cpu import gemv, nf4
 from atoll.kernels.cpu.int8 import Int8Linear, quantise_weight
 from atoll.kernels.linear import pack_linear, pack_modules
 from atoll.kernels.reference.linear import four_bit_weight, int8_linear
@@ -76,15 +77,32 @@ def test_int8_equals_the_exact_integers(shape: tuple[int, int], dtype: torch.dty
         expect(packed(x).double(), expected, {4: 1e-6, 2: 1e-2}[dtype.itemsize])
 
 
-@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this processor has one path only")
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_an_int8_row_has_the_same_bits_alone_and_among_many(dtype: torch.dtype) -> None:
-    packed = Int8Linear(*quantise_weight(linear(130, 23).weight), torch.randn(23))
-    x = (torch.randn(33, 130) * torch.logspace(-3, 3, 33)[:, None]).to(dtype)
+@pytest.mark.parametrize("shape", [(576, 100), (1536, 64), (72, 130), (2052, 23)])
+def test_a_row_has_the_same_bits_alone_and_among_many(
+    shape: tuple[int, int], dtype: torch.dtype, bits: int | None
+) -> None:
+    dense = linear(*shape).to(dtype)
+    packed = pack_linear(dense.weight, dense.bias, bits=bits)
+    x = (torch.randn(33, shape[0]) * torch.logspace(-3, 3, 33)[:, None]).to(dtype)
+    assert len(x) > gemv.FEW_ROWS
     together = packed(x)
-    assert len(x) > int8._FEW_ROWS
-    for rows in (1, 3):
+    for rows in (1, 2, 3, 4, 5, 6, 7, 13, 16):
         assert torch.equal(torch.cat([packed(part) for part in x.split(rows)]), together)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="other processors may have another layout")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_blocks_of_a_packed_weight_are_found_only_where_they_are_as_expected(dtype: torch.dtype) -> None:
+    weight = linear(96, 130).weight.to(dtype)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+    blocks = gemv.find_blocks(packed, weight)
+    assert blocks is not None
+    x = torch.randn(3, 96).to(dtype)
+    expect(gemv.multiply(x, blocks, np.zeros(130, np.float32)), x @ weight.t(), {4: 1e-6, 2: 1e-2}[dtype.itemsize])
+    for other in (weight + 1, weight[:65], weight.flip(1)):
+        assert gemv.find_blocks(packed, other) is None
 
 
 def test_int8_without_fast_integers_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

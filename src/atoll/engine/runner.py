@@ -98,6 +98,9 @@ def _warm_up(base: BaseModel, rows: Sequence[int]) -> None:
     groups = {group.shape: group for group in base.model.modules() if isinstance(group, LinearGroup)}
     for group in groups.values():
         group.warm_up(base.dtype, rows)
+    head = base.model.get_output_embeddings()
+    for num_rows in _ALL_KERNELS:
+        head(torch.zeros(1, num_rows, head.in_features, dtype=base.dtype, device=base.device))
 
 
 def choose_num_blocks(

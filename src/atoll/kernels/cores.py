@@ -16,6 +16,7 @@ import psutil
 import torch
 
 LOOK_EVERY_S = 0.25
+_NOT_BUSY = {"idle", "iowait", "guest", "guest_nice"}  # guests are counted as their host's time already
 _IGNORED = 0.25
 """Cores' worth of work of others that is not worth a thread."""
 _CALM_LOOKS = 4
@@ -39,7 +40,7 @@ def read_use() -> Use:
     """What the operating system has counted so far."""
     cores = psutil.cpu_times(percpu=True)
     mine = [cores[core] for core in own_cores() if core < len(cores)]
-    busy = sum(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) for times in mine)
+    busy = sum(value for times in mine for name, value in times._asdict().items() if name not in _NOT_BUSY)
     own = psutil.Process().cpu_times()
     return Use(time.monotonic(), busy, own.user + own.system)
 

@@ -157,6 +157,7 @@ class PackedHead(nn.Module):
     def __init__(self, head: nn.Module, *, bits: int | None) -> None:
         super().__init__()
         self._product = pack_modules([head], bits=bits)
+        self.in_features = self._product.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, tokens, hidden]. Returns [1, tokens, vocab]. A step that ends no prompt has no tokens here."""

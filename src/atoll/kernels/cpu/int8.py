@@ -1,8 +1,8 @@
 """Products of 8-bit integers on the CPU: quantised rows times quantised output channels, exact until they are scaled.
 
 A row is scaled by its own largest value alone, so that it never depends on its batch-mates. A few rows are bound by
-reading the weights, which numba's kernel does at the speed of the memory; many are oneDNN's. Both add the same integers
-and scale them by the same factors in the same order: which of them computed a row does not show.
+reading the weights, which `gemv` does at the speed of the memory; many are oneDNN's. Both add the same integers and
+scale them by the same factors in the same order: which of them computed a row does not show.
 Source: LLM.int8(), arXiv 2208.07339, without its outliers, as bitsandbytes computes it: inputs are rounded to float16
 before they are quantised, so that a served row has the same integers as a trained one.
 """
@@ -14,39 +14,50 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from atoll.kernels.cpu import gemv
 from atoll.kernels.cpu.linear import padded
 from atoll.kernels.cpu.threads import num_threads
 from atoll.kernels.cpu.values import Array, as_numpy, like, to_float32
 
-_FEW_ROWS = 4
 _ZERO_POINT = 128  # oneDNN multiplies int8 weights with uint8 inputs
 _LARGEST = np.float32(127)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
 class Int8Linear:
-    """A linear layer with a scale for each output channel. Keeps the weights twice, once as oneDNN wants them."""
+    """A linear layer with a scale for each output channel."""
 
     def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> None:
         """codes: [out_features, in_features] int8. scales: [out_features] float32; weight = codes * scales[:, None]."""
         self.out_features, self.in_features = codes.shape
-        codes, self._scales = codes.contiguous(), scales.float().contiguous()
-        self._bias = None if bias is None else bias.detach().float().contiguous()
-        offsets = torch.zeros(self.out_features) if self._bias is None else self._bias
-        self._arrays = as_numpy(codes), as_numpy(self._scales), as_numpy(offsets)
-        self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
-        self._packed: Tensor | None = None
+        self.num_bytes = codes.numel() + 4 * self.out_features
+        self._scales = scales.float().contiguous()
+        self._bias = torch.zeros(self.out_features) if bias is None else bias.detach().float().contiguous()
+        self._channels = as_numpy(self._scales), as_numpy(self._bias)
         # Without VNNI oneDNN adds in 16 bits, which saturates.
         if torch.cpu._is_vnni_supported():
+            codes = codes.contiguous()
             self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
-        self.num_bytes = codes.numel() * (1 if self._packed is None else 2) + 4 * self.out_features
+            self._blocks = gemv.find_blocks(self._packed, codes)
+            self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
+            self._excess = as_numpy(_ZERO_POINT * codes.sum(dim=1, dtype=torch.int32))
+        else:
+            self._codes = as_numpy(codes.contiguous())
+            self._packed = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, in_features] float32 or bfloat16. Returns [tokens, out_features] in the same dtype."""
         rows = as_numpy(x.contiguous())
-        if self._packed is None or len(x) <= _FEW_ROWS:
+        if self._packed is None:
             y = x.new_empty(len(x), self.out_features)
-            _multiply(rows, *self._arrays, as_numpy(y), num_threads())
+            _multiply(rows, self._codes, *self._channels, as_numpy(y), num_threads())
+            return y
+        if self._blocks is not None and len(x) <= gemv.FEW_ROWS:
+            y = x.new_empty(len(x), self.out_features)
+            _multiply_blocks(
+                rows, self._blocks.address, self._blocks.bytes_per_block, self._excess, *self._channels, as_numpy(y),
+                num_threads(),
+            )  # fmt: skip
             return y
         codes = torch.empty(padded(len(x)), self.in_features, dtype=torch.uint8)
         row_scales = torch.empty(len(x), 1)
@@ -55,10 +66,7 @@ class Int8Linear:
             codes, 1.0, _ZERO_POINT, self._packed, self._scales, self._zero_points, None, 1.0, 0, torch.float32,
             "none", [], "",
         )[: len(x)]  # fmt: skip
-        products.mul_(row_scales)
-        if self._bias is not None:
-            products.add_(self._bias)
-        return products.to(x.dtype)
+        return products.mul_(row_scales).add_(self._bias).to(x.dtype)
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +129,7 @@ def _dot4(w0: Array, w1: Array, w2: Array, w3: Array, x: Array) -> tuple[np.int3
 
 @njit(nogil=True, parallel=True, cache=True)
 def _multiply(x: Array, weight: Array, scales: Array, bias: Array, y: Array, num_threads: int) -> None:
-    """x: [tokens, in_features], y: [tokens, out_features], both float32 or uint16. weight: [out_features, in] int8."""
+    """Without VNNI. x: [tokens, in_features], y: [tokens, out_features], both float32 or uint16. weight: int8."""
     codes = np.empty(x.shape, np.int16)
     row_scales = np.empty(len(x), np.float32)
     for row in range(len(x)):
@@ -136,4 +144,27 @@ def _multiply(x: Array, weight: Array, scales: Array, bias: Array, y: Array, num
                 sums = _dot4(weight[o0], weight[o1], weight[o2], weight[o3], codes[row])
                 for o, total in zip((o0, o1, o2, o3), sums):  # noqa: B905 - numba's zip is never strict
                     value = np.float32(total) * scales[o] * row_scales[row] + bias[o]
+                    y[row, o] = like(value, y[row, o])
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _multiply_blocks(
+    x: Array, weights: int, bytes_per_block: int, excess: Array, scales: Array, bias: Array, y: Array, num_threads: int
+) -> None:
+    """As `_multiply`, over blocks of packed weights. excess: [out_features], what the inputs' zero point adds."""
+    codes = np.empty(x.shape, np.uint8)
+    row_scales = np.empty(len(x), np.float32)
+    for row in range(len(x)):
+        row_scales[row] = _quantise(x[row], _ZERO_POINT, codes[row])
+    in_features, out_features = x.shape[1], len(scales)
+    num_blocks = (out_features + gemv.CHANNELS - 1) // gemv.CHANNELS
+    for thread in prange(num_threads):
+        sums = np.empty((len(x), gemv.CHANNELS), np.int32)
+        for block in range(thread * num_blocks // num_threads, (thread + 1) * num_blocks // num_threads):
+            start = weights + block * bytes_per_block
+            gemv.dot_block(codes, start, codes.ctypes.data, in_features, in_features // 4, sums)
+            first = block * gemv.CHANNELS
+            for row in range(len(x)):
+                for o in range(first, min(first + gemv.CHANNELS, out_features)):
+                    value = np.float32(sums[row, o - first] - excess[o]) * scales[o] * row_scales[row] + bias[o]
                     y[row, o] = like(value, y[row, o])

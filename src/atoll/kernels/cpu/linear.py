@@ -1,9 +1,15 @@
-"""Dense products on the CPU, packed once for oneDNN: on AMD's processors three times as fast as MKL."""
+"""Dense products on the CPU, packed once for oneDNN: on AMD's processors three times as fast as MKL.
+
+A few rows are multiplied by `gemv`, from the same packed weights and with the same bits.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from atoll.kernels.cpu import gemv
+from atoll.kernels.cpu.values import as_numpy
 
 # Rows that the layout is chosen for: measured, this one is among the best from one row to 512 (see docs/LOG.md).
 _PACKED_FOR_ROWS = 32
@@ -17,10 +23,15 @@ class DenseLinear:
         self.out_features, self.in_features = weight.shape
         self.num_bytes = weight.numel() * weight.element_size()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR_ROWS)
+        self._blocks = gemv.find_blocks(self._packed, weight.detach())
         self._bias = None if bias is None else bias.detach()
+        offsets = torch.zeros(self.out_features) if bias is None else bias.detach().float()
+        self._offsets = as_numpy(offsets.contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, in_features]. Returns [tokens, out_features]; both of the weight's dtype."""
+        if self._blocks is not None and len(x) <= gemv.FEW_ROWS:
+            return gemv.multiply(x, self._blocks, self._offsets)
         return product(x, self._packed, self._bias)
 
 

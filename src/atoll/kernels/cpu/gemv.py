@@ -1,0 +1,213 @@
+# mypy: disable-error-code="attr-defined, call-arg, no-untyped-call, untyped-decorator"
+"""Products of a few rows with weights that oneDNN has packed, at the speed at which memory gives the weights.
+
+With few rows, reading the weights is what costs, and with AVX-512 oneDNN reads them at half of what memory can give.
+The kernels here read the same bytes in the order in which they lie: blocks of 64 output channels, and in a block for
+each step along the input 4 bytes of each channel. They add in oneDNN's order, so that a row has the same bits alone and
+among many.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import carray, config, njit, prange, types
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic
+from torch import Tensor
+
+from atoll.kernels.cpu.fused import KINDS
+from atoll.kernels.cpu.threads import num_threads
+from atoll.kernels.cpu.values import Array, like, pointer
+
+
+def _compiles_for(feature: str) -> bool:
+    """Whether numba compiles for a processor that has this feature, in LLVM's name."""
+    features: str = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return f"+{feature}" in features.split(",")
+
+
+CHANNELS = 64
+"""Output channels of a block."""
+_LANES = 16
+_STEP_BYTES = 4 * CHANNELS
+
+_NEEDED = {torch.float32: "avx512f", torch.bfloat16: "avx512bf16", torch.int8: "avx512vnni"}
+_TOGETHER = 6  # rows whose sums have room in the registers
+FEW_ROWS = 16
+"""Up to so many rows the kernels here are the faster ones (measured, see docs/LOG.md)."""
+
+
+class Blocks(NamedTuple):
+    """Where a packed weight's blocks begin, and how far apart they are. `packed` holds the memory."""
+
+    packed: Tensor
+    address: int
+    bytes_per_block: int
+
+
+def find_blocks(packed: Tensor, weight: Tensor) -> Blocks | None:
+    """The blocks of a packed weight, or None where the processor or the layout is not one that the kernels know.
+
+    weight: what was packed, [out_features, in_features], float32, bfloat16 or int8.
+    """
+    out_features, in_features = weight.shape
+    per_step = 4 // weight.itemsize
+    if not _compiles_for(_NEEDED[weight.dtype]) or in_features % per_step:
+        return None
+    num_blocks = -(-out_features // CHANNELS)
+    num_bytes: int = torch.ops.mkldnn._nbytes(packed)
+    if weight.dtype is torch.int8:
+        num_bytes -= num_blocks * _STEP_BYTES  # oneDNN keeps a number for each channel behind the blocks
+    blocks = Blocks(packed, torch.ops.mkldnn.data_ptr(packed), num_bytes // num_blocks)
+    if blocks.bytes_per_block < in_features * CHANNELS * weight.itemsize or blocks.bytes_per_block % _STEP_BYTES:
+        return None
+    # The layout is oneDNN's own affair: what lies there must be what was packed.
+    for block in {0, num_blocks - 1}:
+        memory = (ctypes.c_uint8 * blocks.bytes_per_block).from_address(blocks.address + block * blocks.bytes_per_block)
+        steps = torch.frombuffer(memory, dtype=weight.dtype).view(-1, CHANNELS, per_step)
+        expected = weight[block * CHANNELS : (block + 1) * CHANNELS]
+        if not torch.equal(steps.transpose(0, 1).flatten(1)[: len(expected), :in_features], expected):
+            return None
+    return blocks
+
+
+def multiply(x: Tensor, blocks: Blocks, bias: Array) -> Tensor:
+    """x @ weight.T + bias. x: [tokens, in_features], of the weight's dtype. bias: [out_features], float32."""
+    x, y = x.contiguous(), x.new_empty(len(x), len(bias))
+    in_features = x.shape[1]
+    # So many products oneDNN adds up by themselves, unless there is one row only.
+    chunk = 512 if in_features <= 1024 else 1024
+    _multiply(
+        KINDS[x.dtype], x.data_ptr(), len(x), in_features, chunk, blocks.address, blocks.bytes_per_block,
+        bias, y.data_ptr(), num_threads(-(-len(bias) // CHANNELS)),
+    )  # fmt: skip
+    return y
+
+
+@intrinsic
+def _dot_rows(
+    typing_context: Any, kind: Any, weights: Any, rows: Any, row_bytes: Any, num_rows: Any, num_steps: Any, sums: Any
+) -> Any:
+    """`dot_block` of up to `_TOGETHER` rows. numba has no vectors: its own loops would keep the sums in memory."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        _, weights, rows, row_bytes, num_rows, num_steps, sums = arguments
+        done = builder.append_basic_block()
+        cases = builder.switch(num_rows, done)
+        for count in range(1, _TOGETHER + 1):
+            case = builder.append_basic_block()
+            cases.add_case(count, case)
+            builder.position_at_end(case)
+            starts = [builder.add(rows, builder.mul(row_bytes, ir.Constant(_INDEX, row))) for row in range(count)]
+            _emit_steps(builder, kind.dtype, weights, starts, num_steps, sums)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.none(kind, *[types.int64] * 6), generate
+
+
+_INDEX = ir.IntType(64)
+_LANE = ir.IntType(32)
+
+
+def _emit_steps(
+    builder: ir.IRBuilder, kind: Any, weights: ir.Value, rows: list[ir.Value], num_steps: ir.Value, sums: ir.Value
+) -> None:
+    """A loop over the steps, of which each loads the channels' weights once and four bytes of each row."""
+    number = ir.FloatType() if kind == types.float32 else _LANE
+    numbers = ir.VectorType(number, _LANES)
+    totals_type = ir.VectorType(_LANE if kind == types.uint8 else ir.FloatType(), _LANES)
+
+    def at(address: ir.Value, offset: ir.Value, what: ir.Type) -> ir.Value:
+        return builder.inttoptr(builder.add(address, offset), ir.PointerType(what))
+
+    before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    step = builder.phi(_INDEX)
+    totals = [[builder.phi(totals_type) for _ in range(CHANNELS // _LANES)] for _ in rows]
+    offset = builder.mul(step, ir.Constant(_INDEX, _STEP_BYTES))
+    loaded = [
+        builder.load(at(weights, builder.add(offset, ir.Constant(_INDEX, first)), numbers), align=4)
+        for first in range(0, _STEP_BYTES, 4 * _LANES)
+    ]
+    grown = []
+    for row, row_totals in zip(rows, totals, strict=True):
+        value = builder.load(at(row, builder.mul(step, ir.Constant(_INDEX, 4)), number), align=4)
+        first_lane = builder.insert_element(ir.Constant(numbers, ir.Undefined), value, ir.Constant(_LANE, 0))
+        all_lanes = ir.Constant(ir.VectorType(_LANE, _LANES), [0] * _LANES)
+        values = builder.shuffle_vector(first_lane, first_lane, all_lanes)
+        pairs = zip(row_totals, loaded, strict=True)
+        grown += [_emit_multiply_add(builder, kind, total, values, weights) for total, weights in pairs]
+    next_step = builder.add(step, ir.Constant(_INDEX, 1))
+    step.add_incoming(ir.Constant(_INDEX, 0), before)
+    step.add_incoming(next_step, loop)
+    for total, sum_after in zip(itertools.chain(*totals), grown, strict=True):
+        total.add_incoming(ir.Constant(totals_type, None), before)
+        total.add_incoming(sum_after, loop)
+    builder.cbranch(builder.icmp_signed("<", next_step, num_steps), loop, after)
+    builder.position_at_end(after)
+    for place, sum_after in enumerate(grown):
+        builder.store(sum_after, at(sums, ir.Constant(_INDEX, 4 * _LANES * place), totals_type), align=4)
+
+
+def _emit_multiply_add(
+    builder: ir.IRBuilder, kind: Any, total: ir.Value, values: ir.Value, weights: ir.Value
+) -> ir.Value:
+    """total + values * weights in each lane: of one float32, of two bfloat16 or of four 8-bit integers."""
+    name, arguments = {
+        types.float32: ("llvm.fma.v16f32", (values, weights, total)),
+        types.uint16: ("llvm.x86.avx512bf16.dpbf16ps.512", (total, values, weights)),
+        types.uint8: ("llvm.x86.avx512.vpdpbusd.512", (total, values, weights)),
+    }[kind]
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind_of_call = ir.FunctionType(total.type, [argument.type for argument in arguments])
+        function = ir.Function(builder.module, kind_of_call, name)
+    return builder.call(function, arguments)
+
+
+@njit(nogil=True)
+def dot_block(kind: Array, weights: int, rows: int, row_bytes: int, num_steps: int, sums: Array) -> None:
+    """sums [num_rows, 64] = the products of rows with the channels of one block; for kernels.
+
+    kind: an array of the rows' type: float32 or uint16 (bfloat16), with sums of float32, or uint8, with sums of int32.
+    weights, rows: addresses of the first step; one row is `row_bytes` from the next, a step is 4 bytes of a row.
+    """
+    num_tiles = (len(sums) + _TOGETHER - 1) // _TOGETHER
+    for tile in range(num_tiles):
+        first, stop = tile * len(sums) // num_tiles, (tile + 1) * len(sums) // num_tiles
+        _dot_rows(
+            kind, weights, rows + first * row_bytes, row_bytes, stop - first, num_steps, sums[first:].ctypes.data
+        )  # fmt: skip
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _multiply(
+    kind: Array, rows: int, num_rows: int, in_features: int, chunk: int, weights: int, bytes_per_block: int,
+    bias: Array, y_address: int, num_threads: int,
+) -> None:  # fmt: skip
+    y = carray(pointer(y_address), (num_rows, len(bias)), kind.dtype)
+    itemsize = y.itemsize
+    num_blocks = (len(bias) + CHANNELS - 1) // CHANNELS
+    for thread in prange(num_threads):
+        sums, totals = np.empty((num_rows, CHANNELS), np.float32), np.empty((num_rows, CHANNELS), np.float32)
+        for block in range(thread * num_blocks // num_threads, (thread + 1) * num_blocks // num_threads):
+            totals[:] = 0
+            for start in range(0, in_features, chunk):
+                dot_block(
+                    kind, weights + block * bytes_per_block + start * itemsize * CHANNELS, rows + start * itemsize,
+                    in_features * itemsize, (min(start + chunk, in_features) - start) * itemsize // 4, sums,
+                )  # fmt: skip
+                totals += sums
+            first = block * CHANNELS
+            for row in range(num_rows):
+                for channel in range(first, min(first + CHANNELS, len(bias))):
+                    y[row, channel] = like(totals[row, channel - first] + bias[channel], y[row, channel])
