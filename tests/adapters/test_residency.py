@@ -232,7 +232,7 @@ def test_a_pinned_adapter_keeps_its_slot_and_its_place_in_host_memory(tmp_path: 
     harness = Harness(tmp_path, num_slots=2, host_bytes=2 * adapter_bytes(tmp_path))
     pinned, *others = (harness.adapter(name, seed) for seed, name in enumerate("pabc"))
     slot = harness.use(pinned)
-    harness.residency.pin(pinned.digest)
+    harness.residency.pin(pinned)
     for adapter in others * 2:
         assert harness.use(adapter) != slot
     assert harness.residency.stats().num_host_evictions >= 4
@@ -240,9 +240,23 @@ def test_a_pinned_adapter_keeps_its_slot_and_its_place_in_host_memory(tmp_path: 
     assert places["p"].tier == "device"
     assert places["p"].is_pinned
     with pytest.raises(UsageError, match="cannot be pinned"):
-        harness.residency.pin(others[0].digest)
+        harness.residency.pin(others[0])
     harness.residency.unpin(pinned.digest)
     assert harness.use(others[0]) == slot
+    harness.residency.close()
+
+
+def test_a_pinned_adapter_takes_the_first_slot_that_comes_free(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, num_slots=2)
+    pinned, *others = (harness.adapter(name, seed) for seed, name in enumerate("pab"))
+    for adapter in others:
+        harness.acquire(adapter)
+    harness.residency.pin(pinned)
+    assert harness.acquire(pinned) is None, "both slots are in use"
+    harness.residency.release(others[0].digest)
+    harness.settle()
+    tiers = {item.adapter.name: item.tier for item in harness.residency.adapters()}
+    assert tiers == {"p": "device", "a": "host", "b": "device"}
     harness.residency.close()
 
 
@@ -262,6 +276,6 @@ def test_an_adapter_that_can_never_fit_is_refused_by_name(tmp_path: Path) -> Non
     harness = Harness(tmp_path / "2", num_slots=3, host_bytes=size)
     pinned = harness.adapter("p", 2)
     harness.use(pinned)
-    harness.residency.pin(pinned.digest)
+    harness.residency.pin(pinned)
     with pytest.raises(Overloaded, match="pinned adapters fill the host memory"):
         harness.acquire(harness.adapter("b", 3))

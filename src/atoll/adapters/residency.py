@@ -85,7 +85,7 @@ class AdapterResidency:
         self._loads: dict[str, _Load] = {}
         self._errors: OrderedDict[str, tuple[AtollError, float]] = OrderedDict()  # with the time of each
         self._asked_at_s: OrderedDict[str, float] = OrderedDict()  # by requests that do not run yet; oldest first
-        self._pinned: set[str] = set()
+        self._pinned: dict[str, StoredAdapter] = {}
         self._counts = TierStats()
         self._copying = Lock()
         self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adapter-loader", initializer=use_one_thread)
@@ -131,11 +131,12 @@ class AdapterResidency:
         with self._lock:
             return frozenset(self._pinned)
 
-    def pin(self, digest: str) -> None:
-        """Keep an adapter in its slot and in host memory from now on, or from when it is loaded next.
+    def pin(self, adapter: StoredAdapter) -> None:
+        """Load an adapter into a slot, as soon as one is free, and keep it there and in host memory until `unpin`.
 
         Raises UsageError if no slot would be left for other adapters.
         """
+        digest = adapter.digest
         with self._lock:
             if digest not in self._pinned and len(self._pinned) + 1 >= self._bank.num_slots:
                 raise UsageError(
@@ -143,12 +144,14 @@ class AdapterResidency:
                     why=f"{len(self._pinned)} of {self._bank.num_slots} slots are pinned, and one must stay for others",
                     mend="unpin another adapter, or start with more slots",
                 )
-            self._pinned.add(digest)
+            self._pinned[digest] = adapter
+            self._forget_old_error(digest)
+            self._load_pinned()
 
     def unpin(self, digest: str) -> None:
         """Let an adapter be evicted again; does nothing if it is not pinned."""
         with self._lock:
-            self._pinned.discard(digest)
+            self._pinned.pop(digest, None)
 
     def prefetch(self, adapter: StoredAdapter) -> None:
         """Begin to load the adapter of a request that was queued, as far as nobody who waits already loses by it."""
@@ -187,6 +190,7 @@ class AdapterResidency:
         """Give back one hold; the adapter stays on the device until its slot is needed."""
         with self._lock:
             self._residents[digest].num_users -= 1
+            self._load_pinned()
 
     def close(self) -> None:
         """Stop the loader threads."""
@@ -204,6 +208,14 @@ class AdapterResidency:
             load.is_urgent = True
         elif len(self._loads) < MAX_PREFETCHES + self._bank.num_slots and self._has_slot(is_urgent=True):
             self._start(_Load(adapter, is_urgent=True))
+
+    def _load_pinned(self) -> None:
+        """Let pinned adapters that have no slot yet take those that nobody uses."""
+        for digest, adapter in self._pinned.items():
+            if digest in self._residents or digest in self._loads or digest in self._errors:
+                continue
+            if self._has_slot(is_urgent=True):
+                self._start(_Load(adapter, is_urgent=True))
 
     def _note_asked(self, digest: str) -> None:
         now_s = time.monotonic()
@@ -271,10 +283,11 @@ class AdapterResidency:
 
     def _load(self, load: _Load) -> None:
         error: AtollError | None = None
+        had_room = True
         try:
             self._copy(load, self._find_or_read(load))
         except _NoRoom:
-            pass
+            had_room = False
         except AtollError as caught:
             error = caught
         except Exception as caught:
@@ -284,6 +297,8 @@ class AdapterResidency:
             del self._loads[load.adapter.digest]
             if error is not None:
                 self._note_error(load.adapter.digest, error)
+            elif had_room:
+                self._load_pinned()  # a slot may have come free while this one was on its way
         self._on_loaded()
 
     def _note_error(self, digest: str, error: AtollError) -> None:

@@ -204,8 +204,7 @@ class EngineCore:
 
     def pin(self, adapter: StoredAdapter) -> None:
         """Keep an adapter in a slot, and load it. Raises UsageError if no slot would be left for others."""
-        self._residency.pin(adapter.digest)
-        self._residency.prefetch(adapter)
+        self._residency.pin(adapter)
 
     def unpin(self, digest: str) -> None:
         """Let an adapter be evicted again."""
