@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined, call-arg, untyped-decorator"
 """Products of 8-bit integers on the CPU: quantised rows times quantised output channels, exact until they are scaled.
 
 A row is scaled by its own largest value alone, so that it never depends on its batch-mates. A few rows are bound by
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import carray, njit, prange
 from torch import Tensor
 
 from atoll.kernels.cpu import gemv
+from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.linear import padded
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import Array, as_numpy, like, to_float32
+from atoll.kernels.cpu.values import Array, as_numpy, like, pointer, to_float32
 
 _ZERO_POINT = 128  # oneDNN multiplies int8 weights with uint8 inputs
 _LARGEST = np.float32(127)
@@ -47,21 +49,21 @@ class Int8Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, in_features] float32 or bfloat16. Returns [tokens, out_features] in the same dtype."""
-        rows = as_numpy(x.contiguous())
+        x = x.contiguous()
         if self._packed is None:
             y = x.new_empty(len(x), self.out_features)
-            _multiply(rows, self._codes, *self._channels, as_numpy(y), num_threads())
+            _multiply(as_numpy(x), self._codes, *self._channels, as_numpy(y), num_threads())
             return y
         if self._blocks is not None and len(x) <= gemv.FEW_ROWS:
             y = x.new_empty(len(x), self.out_features)
             _multiply_blocks(
-                rows, self._blocks.address, self._blocks.bytes_per_block, self._excess, *self._channels, as_numpy(y),
-                num_threads(),
+                KINDS[x.dtype], x.data_ptr(), *x.shape, self._blocks.address, self._blocks.bytes_per_block,
+                self._excess, *self._channels, y.data_ptr(), num_threads(),
             )  # fmt: skip
             return y
         codes = torch.empty(padded(len(x)), self.in_features, dtype=torch.uint8)
         row_scales = torch.empty(len(x), 1)
-        _quantise_rows(rows, as_numpy(codes[: len(x)]), as_numpy(row_scales), num_threads())
+        _quantise_rows(as_numpy(x), as_numpy(codes[: len(x)]), as_numpy(row_scales), num_threads())
         products: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, _ZERO_POINT, self._packed, self._scales, self._zero_points, None, 1.0, 0, torch.float32,
             "none", [], "",
@@ -149,14 +151,17 @@ def _multiply(x: Array, weight: Array, scales: Array, bias: Array, y: Array, num
 
 @njit(nogil=True, parallel=True, cache=True)
 def _multiply_blocks(
-    x: Array, weights: int, bytes_per_block: int, excess: Array, scales: Array, bias: Array, y: Array, num_threads: int
-) -> None:
+    kind: Array, x_address: int, num_rows: int, in_features: int, weights: int, bytes_per_block: int, excess: Array,
+    scales: Array, bias: Array, y_address: int, num_threads: int,
+) -> None:  # fmt: skip
     """As `_multiply`, over blocks of packed weights. excess: [out_features], what the inputs' zero point adds."""
-    codes = np.empty(x.shape, np.uint8)
-    row_scales = np.empty(len(x), np.float32)
+    out_features = len(scales)
+    x = carray(pointer(x_address), (num_rows, in_features), kind.dtype)
+    y = carray(pointer(y_address), (num_rows, out_features), kind.dtype)
+    codes = np.empty((num_rows, in_features), np.uint8)
+    row_scales = np.empty(num_rows, np.float32)
     for row in range(len(x)):
         row_scales[row] = _quantise(x[row], _ZERO_POINT, codes[row])
-    in_features, out_features = x.shape[1], len(scales)
     num_blocks = (out_features + gemv.CHANNELS - 1) // gemv.CHANNELS
     for thread in prange(num_threads):
         sums = np.empty((len(x), gemv.CHANNELS), np.int32)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import torch
 from numba import config
@@ -14,15 +15,21 @@ from atoll.kernels.openmp import share_library
 # PyTorch's pool: two would fight over the cores, and numba's "workqueue" dies when two threads use it at once.
 config.THREADING_LAYER = "omp"
 
+_MOST: int = config.NUMBA_NUM_THREADS
+_set = threading.local()
+
 
 def num_threads(at_most: int = sys.maxsize) -> int:
     """Threads for the kernel that the calling thread starts next: PyTorch's, or `at_most` for little work.
 
     Little work is better done alone: where other programs keep the cores busy, a second thread may be long in coming.
     """
-    wanted: int = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS, at_most)
-    # numba.set_num_threads checks its argument for longer than many a kernel takes, and calls this.
-    parallel._set_num_threads(wanted)
+    wanted: int = min(torch.get_num_threads(), _MOST, at_most)
+    # numba keeps the number for each thread, and so do we: to set it takes longer than some kernels.
+    if getattr(_set, "num_threads", 0) != wanted:
+        # numba.set_num_threads checks its argument for longer still, and calls this.
+        parallel._set_num_threads(wanted)
+        _set.num_threads = wanted
     return wanted
 
 
