@@ -21,6 +21,8 @@ from atoll.kernels.cpu.linear import padded
 from atoll.kernels.cpu.threads import num_threads
 from atoll.kernels.cpu.values import Array, as_numpy, like, pointer, to_float32
 
+_FEW_ROWS = 32  # that `gemv` multiplies sooner than oneDNN
+_ROWS_FOR_THREADS = 8  # for which it pays to wake another thread
 _ZERO_POINT = 128  # oneDNN multiplies int8 weights with uint8 inputs
 _LARGEST = np.float32(127)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
@@ -54,7 +56,7 @@ class Int8Linear:
             y = x.new_empty(len(x), self.out_features)
             _multiply(as_numpy(x), self._codes, *self._channels, as_numpy(y), num_threads())
             return y
-        if self._blocks is not None and len(x) <= gemv.FEW_ROWS:
+        if self._blocks is not None and len(x) <= _FEW_ROWS:
             y = x.new_empty(len(x), self.out_features)
             _multiply_blocks(
                 KINDS[x.dtype], x.data_ptr(), *x.shape, self._blocks.address, self._blocks.bytes_per_block,
@@ -160,8 +162,12 @@ def _multiply_blocks(
     y = carray(pointer(y_address), (num_rows, out_features), kind.dtype)
     codes = np.empty((num_rows, in_features), np.uint8)
     row_scales = np.empty(num_rows, np.float32)
-    for row in range(len(x)):
-        row_scales[row] = _quantise(x[row], _ZERO_POINT, codes[row])
+    if num_rows < _ROWS_FOR_THREADS:
+        for row in range(num_rows):
+            row_scales[row] = _quantise(x[row], _ZERO_POINT, codes[row])
+    else:
+        for row in prange(num_rows):
+            row_scales[row] = _quantise(x[row], _ZERO_POINT, codes[row])
     num_blocks = (out_features + gemv.CHANNELS - 1) // gemv.CHANNELS
     for thread in prange(num_threads):
         sums = np.empty((len(x), gemv.CHANNELS), np.int32)
