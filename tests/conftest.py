@@ -18,7 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from xdist.scheduler import LoadFileScheduling
 
 # Read when Triton is first imported, which transformers does by the way.
 os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
@@ -27,18 +26,6 @@ from support.tiny import save_tiny_base
 
 torch.set_num_threads(1)
 atexit.register(shutil.rmtree, Path(os.environ["ATOLL_DATABASE"]).parent, ignore_errors=True)
-
-
-class _ByFile(LoadFileScheduling):
-    """A file's tests stay in one process, but for pages that are followed: they share nothing and take longest."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return nodeid if "_step_by_step[" in nodeid else super()._split_scope(nodeid)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
-    """What scripts/pytest spreads tests by."""
-    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
