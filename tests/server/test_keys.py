@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -146,6 +147,16 @@ def test_servers_that_start_at_once_make_one_database(address: str) -> None:
     run_together(open_it, 4)
     assert len(ids) == 4
     assert len(set(ids)) == 1
+
+
+def test_a_new_file_waits_for_another_that_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "atoll.db"
+    other = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # SQLite answers "locked" to another journal mode at once now
+    release = threading.Timer(0.3, other.close)
+    release.start()
+    Database(database_url(str(path))).close()
+    release.join()
 
 
 def test_the_migrations_end_in_the_tables_of_the_code(database: Database) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,9 @@ _WRITES = "atoll_writes"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x41746F6C6C  # any number that nobody else takes in PostgreSQL's space of advisory locks
 _SQLITE_WAIT_S = 30  # several servers that start at once on a busy machine bring the tables up to date in turn
+_SQLITE_PAUSE_S = 0.01
+# Closing a file drops all locks of this process on it, SQLite's too: nobody connects while another makes the file.
+_making_file = threading.Lock()
 _POSTGRES_ARGUMENTS = {
     "connect_timeout": 5,
     # A peer that vanished without a word is noticed in seconds, not in the hours that TCP would wait.
@@ -125,16 +131,18 @@ def _sqlite(url: URL) -> Engine:
     path = Path(str(url.database))
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # before SQLite would make it for everybody to read
+        with _making_file:
+            if not path.exists():  # SQLite would make it for everybody to read
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
         raise UsageError(f"cannot write the database {path}", why=error.strerror) from None
     engine = create_engine(url, connect_args={"timeout": _SQLITE_WAIT_S})
 
     @event.listens_for(engine, "connect")
-    def on_connect(connection: object, _: object) -> None:
-        connection.isolation_level = None  # type: ignore[attr-defined]  # transactions are ours, DDL's too
-        cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("PRAGMA journal_mode=WAL")
+    def on_connect(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # transactions are ours, DDL's too
+        cursor = connection.cursor()
+        _use_wal(cursor)
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.close()
 
@@ -145,6 +153,19 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """SQLite does not wait for others where a new file's journal is chosen (sqlite.org/wal.html): we do."""
+    give_up = time.monotonic() + _SQLITE_WAIT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+        time.sleep(_SQLITE_PAUSE_S)
 
 
 def _postgres(url: URL) -> Engine:
