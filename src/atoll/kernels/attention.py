@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from atoll.kernels.cpu import attention as cpu
+from atoll.kernels.cpu import chunk_attention as cpu_chunks
 from atoll.kernels.cpu import packed as cpu_packed
 from atoll.kernels.cpu.fused import KINDS
+from atoll.kernels.cpu.values import Array
 from atoll.kernels.reference import attention as reference
 from atoll.kernels.spans import Span
 
@@ -71,19 +73,24 @@ def paged_attention(
     on the others of its step, to the bit in float32. Returns [tokens, num_heads, value_dim], contiguous.
     """
     out = q.new_empty(q.shape[0], q.shape[1], values.shape[-1])
-    for chunk in layout.chunks:
+    has_kernel = q.dtype in KINDS and q.dtype == keys.dtype and keys.is_contiguous() and values.is_contiguous()
+    if q.is_cpu and has_kernel:
+        whole = q if q.stride(1) == q.shape[2] and q.stride(2) == 1 else q.contiguous()
+        if layout.chunks:
+            cpu_chunks.attend(whole, keys, values, out, layout.chunk_plan, scale=scale, window=window, softcap=softcap)
+        if layout.singles:
+            cpu.decode(whole, keys, values, out, layout.plan, scale=scale, window=window, softcap=softcap)
+        return out
+    for chunk in layout.placed_chunks:
         out[chunk.start : chunk.stop] = reference.attend_chunk(
             q, k, v, keys, values, chunk, scale=scale, window=window, softcap=softcap
         )
     if not layout.singles:
         return out
-    if not (q.dtype in KINDS and q.dtype == keys.dtype and keys.is_contiguous() and values.is_contiguous()):
+    if not has_kernel:
         for group in layout.groups:
             found = reference.attend_group(q, keys, values, group, scale=scale, window=window, softcap=softcap)
             out.index_copy_(0, group.rows, found)
-    elif q.is_cpu:
-        whole = q if q.stride(1) == q.shape[2] and q.stride(2) == 1 else q.contiguous()
-        cpu.decode(whole, keys, values, out, layout.plan, scale=scale, window=window, softcap=softcap)
     else:
         from atoll.kernels.triton.attention import paged_decode
 
@@ -99,8 +106,8 @@ def paged_attention(
 class PagedLayout:
     """What all layers of one step share: where each request's tokens lie in the cache and who sees whom.
 
-    chunks: requests with several new tokens, attended to one by one. singles: those with one, attended to together:
-    (request, its row of q, its number of positions).
+    chunks: requests with several new tokens: (request, its first row of q, stop, its number of positions). singles:
+    those with one: (request, its row of q, its number of positions).
     """
 
     def __init__(
@@ -110,23 +117,29 @@ class PagedLayout:
         self.block_size = block_size
         self._block_table = block_table
         self._device = device
-        self.chunks: list[reference.Chunk] = []
+        self.chunks: list[tuple[int, int, int, int]] = []
         self.singles: list[tuple[int, int, int]] = []
         spans = itertools.pairwise(query_start.tolist())
         for request, ((start, stop), length) in enumerate(zip(spans, seq_lens.tolist(), strict=True)):
             if stop - start == 1:
                 self.singles.append((request, start, length))
                 continue
-            positions = None
-            if length > stop - start:
-                own = block_table[request : request + 1].long()
-                positions = reference.flat_positions(own, [length], block_size)[0].to(device)
-            self.chunks.append(reference.Chunk(start, stop, length, positions))
+            self.chunks.append((request, start, stop, length))
+
+    @cached_property
+    def chunk_plan(self) -> cpu_chunks.ChunkPlan:
+        """The chunks as the CPU's kernel takes them."""
+        return cpu_chunks.make_chunk_plan(self.chunks, self._table, self.block_size)
 
     @cached_property
     def plan(self) -> cpu.Plan:
         """The singles as the CPU's kernel takes them."""
-        return cpu.make_plan(self.singles, self._block_table.int().contiguous().numpy(), self.block_size)
+        return cpu.make_plan(self.singles, self._table, self.block_size)
+
+    @cached_property
+    def _table(self) -> Array:
+        table: Array = self._block_table.int().contiguous().numpy()
+        return table
 
     @cached_property
     def on_device(self) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -135,6 +148,18 @@ class PagedLayout:
         table = self._block_table[requests].int().to(self._device)
         sizes = torch.tensor(lengths, dtype=torch.int32).to(self._device)
         return torch.tensor(rows).to(self._device), table, sizes, max(lengths)
+
+    @cached_property
+    def placed_chunks(self) -> list[reference.Chunk]:
+        """The chunks as the reference takes them."""
+        placed = []
+        for request, start, stop, length in self.chunks:
+            positions = None
+            if length > stop - start:
+                own = self._block_table[request : request + 1].long()
+                positions = reference.flat_positions(own, [length], self.block_size)[0].to(self._device)
+            placed.append(reference.Chunk(start, stop, length, positions))
+        return placed
 
     @cached_property
     def groups(self) -> list[reference.Group]:

@@ -17,6 +17,8 @@ def warm_up(dtype: torch.dtype, device: torch.device) -> None:
     add_rms_norm(x, x, x[0], 1e-5)
     silu_mul(x)
     rope_store(x, x[:, :2].contiguous(), x[:, :2].contiguous(), start, cache, cache, 1)
-    one = torch.tensor([1])
-    layout = PagedLayout(torch.tensor([0, 1]), one, one[None] - 1, block_size=1, device=device)
+    # A request with one new token and one with two.
+    starts, lengths, table = torch.tensor([0, 1, 3]), torch.tensor([1, 2]), torch.tensor([[0, 0], [1, 2]])
+    layout = PagedLayout(starts, lengths, table, block_size=1, device=device)
+    cache = cache.repeat(3, 1, 1)
     paged_attention(cache, cache, cache, cache, cache, layout, scale=1.0)

@@ -103,8 +103,8 @@ def _fetch(typing_context: Any, array: Any, index: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        # To read; to all levels of the cache; data, not code.
-        builder.call(function, [place, number(0), number(3), number(1)])
+        # To read; to the second level of the cache, as the first has no room for so much; data, not code.
+        builder.call(function, [place, number(0), number(2), number(1)])
         return context.get_dummy_value()
 
     return types.void(array, index), generate

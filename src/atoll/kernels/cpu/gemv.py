@@ -32,7 +32,7 @@ _STEP_BYTES = 4 * CHANNELS
 
 # What the processor that numba compiles for must have, in LLVM's names.
 _NEEDED = {torch.float32: "+avx512f", torch.bfloat16: "+avx512bf16", torch.int8: "+avx512vnni"}
-_FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
+FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
 _TOGETHER = 6  # rows whose sums have room in the registers
 FEW_ROWS = 16
 """Up to so many rows the kernels here are the faster ones (measured, see docs/LOG.md)."""
@@ -53,7 +53,7 @@ def find_blocks(packed: Tensor, weight: Tensor) -> Blocks | None:
     """
     out_features, in_features = weight.shape
     per_step = 4 // weight.itemsize
-    if _NEEDED[weight.dtype] not in _FEATURES or in_features % per_step:
+    if _NEEDED[weight.dtype] not in FEATURES or in_features % per_step:
         return None
     num_blocks = -(-out_features // CHANNELS)
     num_bytes: int = torch.ops.mkldnn._nbytes(packed)
