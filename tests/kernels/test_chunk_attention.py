@@ -15,6 +15,7 @@ from torch import Tensor
 from atoll.kernels.attention import PagedLayout, paged_attention
 from atoll.kernels.cpu.chunk_attention import PART, QUERIES, make_chunk_plan
 from atoll.kernels.reference import attention as reference
+from support.paged import SHAPES, PagedCache, draw_cache
 
 BLOCK_SIZE = 16
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2}
@@ -23,22 +24,16 @@ Cut = tuple[int, int, int]
 
 
 @dataclass
-class Prompts:
-    """Whole prompts in a cache whose other places are poisoned. q: for each request [length, num_heads, key_dim]."""
+class Prompts(PagedCache):
+    """Whole prompts. q: for each request [length, num_heads, key_dim]."""
 
     q: list[Tensor]
-    keys: Tensor
-    values: Tensor
-    tables: list[list[int]]
 
     def attend(self, cuts: Sequence[Cut], window: int | None = None, softcap: float | None = None) -> list[Tensor]:
         """What the tokens of each cut find, all in one step."""
         starts = torch.tensor([0, *(stop - start for _, start, stop in cuts)]).cumsum(0)
-        width = max(map(len, self.tables))
-        table = torch.tensor([self.tables[i] + [-1] * (width - len(self.tables[i])) for i, _, _ in cuts])
-        layout = PagedLayout(
-            starts, torch.tensor([cut[2] for cut in cuts]), table, block_size=BLOCK_SIZE, device=torch.device("cpu")
-        )
+        lengths, table = torch.tensor([cut[2] for cut in cuts]), self.table_of([cut[0] for cut in cuts])
+        layout = PagedLayout(starts, lengths, table, block_size=self.block_size, device=torch.device("cpu"))
         q = torch.cat([self.q[i][start:stop] for i, start, stop in cuts])
         new = self.keys[: len(q)], self.values[: len(q)]
         out = paged_attention(q, *new, self.keys, self.values, layout, scale=0.3, window=window, softcap=softcap)
@@ -46,8 +41,8 @@ class Prompts:
 
     def exact(self, request: int, window: int | None, softcap: float | None) -> Tensor:
         """[length, num_heads, value_dim] in float64."""
-        q, table = self.q[request].double(), torch.tensor(self.tables[request])
-        where = (table[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[: len(q)]
+        q = self.q[request].double()
+        where = self.places(request, len(q))
         repeats = q.shape[1] // self.keys.shape[1]
         k, v = (cache[where].double().repeat_interleave(repeats, 1) for cache in (self.keys, self.values))
         scores = torch.einsum("qhd,khd->hqk", q, k) * 0.3
@@ -67,20 +62,9 @@ def draw(
     seed: int = 0,
 ) -> Prompts:
     generator = torch.Generator().manual_seed(seed)
-    counts = [-(-length // BLOCK_SIZE) for length in lengths]
-    ids = iter(torch.randperm(sum(counts) + 2, generator=generator).tolist())
-    tables = [[next(ids) for _ in range(count)] for count in counts]
-    caches = []
-    for dim in dims:
-        cache = torch.full((sum(counts) + 2, BLOCK_SIZE, heads[1], dim), float("nan")).to(dtype)
-        for table, length in zip(tables, lengths, strict=True):
-            own = cache[table].flatten(0, 1)
-            own[:length] = torch.randn(length, heads[1], dim, generator=generator).to(dtype)
-            cache[table] = own.view(len(table), BLOCK_SIZE, heads[1], dim)
-        caches.append(cache.flatten(0, 1))
+    cache = draw_cache(lengths, heads[1], dims, BLOCK_SIZE, dtype, generator)
     q = [torch.randn(length, heads[0], dims[0], generator=generator).to(dtype) for length in lengths]
-    keys, values = caches
-    return Prompts(q, keys, values, tables)
+    return Prompts(**vars(cache), q=q)
 
 
 @pytest.fixture
@@ -96,12 +80,8 @@ LENGTHS = st.sampled_from([2, 3, 5, 16, 63, QUERIES, QUERIES + 1, PART - 1, PART
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(LENGTHS, min_size=1, max_size=4),
-    heads=st.sampled_from([(1, 1), (4, 4), (9, 3), (8, 1), (6, 2)]),
-    dims=st.sampled_from([(64, 64), (80, 80), (128, 128), (24, 8), (7, 5)]),
     window=st.sampled_from([None, 1, 3, 5, 100, PART, 300]),
-    softcap=st.sampled_from([None, None, 2.0, 50]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    seed=st.integers(0, 99),
+    **SHAPES,
 )
 def test_equals_attention_in_float64(
     lengths: list[int],
@@ -130,8 +110,10 @@ def test_however_a_prompt_is_cut_and_whoever_is_beside_it_the_bits_are_the_same(
     prompts = draw([length, 50], dims=(64, 64), heads=(3, 1), dtype=dtype)
     whole = prompts.attend([(0, 0, length)], window)[0]
     # Chunks have two tokens at least: one alone is the other kernel's.
-    where = data.draw(st.lists(st.integers(1, length // 2 - 1), max_size=5, unique=True))
-    edges = [0, *sorted(2 * place for place in where), length]
+    edges = [0]
+    while (place := edges[-1] + data.draw(st.integers(2, length))) <= length - 2:
+        edges.append(place)
+    edges.append(length)
     parts = []
     for start, stop in itertools.pairwise(edges):
         parts.append(prompts.attend([(1, 0, 50), (0, start, stop)], window)[1])

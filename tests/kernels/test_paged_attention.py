@@ -15,27 +15,23 @@ from torch import Tensor
 from atoll.kernels.attention import PagedLayout, paged_attention
 from atoll.kernels.cpu.attention import PART, make_plan
 from atoll.kernels.reference import attention as reference
+from support.paged import SHAPES, PagedCache, draw_cache
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3, torch.float64: 1e-10}
 
 
 @dataclass
-class Step:
-    """Requests with one new token each; every block that none of them holds is poisoned."""
+class Step(PagedCache):
+    """Requests with one new token each."""
 
     q: Tensor
-    keys: Tensor
-    values: Tensor
-    tables: list[list[int]]
     lengths: list[int]
-    block_size: int
 
     def layout(self, requests: list[int]) -> PagedLayout:
-        width = max(len(self.tables[i]) for i in requests)
-        table = torch.tensor([self.tables[i] + [-1] * (width - len(self.tables[i])) for i in requests])
         lengths = torch.tensor([self.lengths[i] for i in requests])
         starts = torch.arange(len(requests) + 1)
-        return PagedLayout(starts, lengths, table, block_size=self.block_size, device=torch.device("cpu"))
+        table, device = self.table_of(requests), torch.device("cpu")
+        return PagedLayout(starts, lengths, table, block_size=self.block_size, device=device)
 
     def attend(
         self, requests: list[int] | None = None, *, window: int | None = None, softcap: float | None = None
@@ -51,9 +47,7 @@ class Step:
         """[num_heads, value_dim] in float64."""
         length = self.lengths[request]
         first = 0 if window is None else max(0, length - window)
-        where = [
-            self.tables[request][t // self.block_size] * self.block_size + t % self.block_size for t in range(length)
-        ]
+        where = self.places(request, length)
         k, v = (cache[where[first:]].double() for cache in (self.keys, self.values))
         repeats = self.q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
@@ -72,22 +66,10 @@ def draw(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Step:
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    counts = [-(-length // block_size) for length in lengths]
-    free = rng.sample(range(sum(counts) + 3), sum(counts) + 3)
-    tables = [[free.pop() for _ in range(count)] for count in counts]
-    caches = []
-    for dim in dims:
-        cache = torch.full((sum(counts) + 3, block_size, heads[1], dim), float("nan")).to(dtype)
-        cache[::2] = float("inf")
-        for table, length in zip(tables, lengths, strict=True):
-            own = cache[table].flatten(0, 1)
-            own[:length] = torch.randn(length, heads[1], dim, generator=generator).to(dtype)
-            cache[table] = own.view(len(table), block_size, heads[1], dim)
-        caches.append(cache.flatten(0, 1))
+    generator = torch.Generator().manual_seed(seed)
+    cache = draw_cache(lengths, heads[1], dims, block_size, dtype, generator)
     q = torch.randn(len(lengths), heads[0], dims[0], generator=generator).to(dtype)
-    keys, values = caches
-    return Step(q, keys, values, tables, lengths, block_size)
+    return Step(**vars(cache), q=q, lengths=lengths)
 
 
 @pytest.fixture
@@ -102,13 +84,9 @@ EDGES = st.sampled_from([1, 2, 3, 15, 16, 17, PART - 1, PART, PART + 1, 2 * PART
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(EDGES, min_size=1, max_size=5),
-    heads=st.sampled_from([(1, 1), (4, 4), (9, 3), (8, 1), (6, 2)]),
-    dims=st.sampled_from([(64, 64), (80, 80), (128, 128), (24, 8), (7, 5)]),
     block_size=st.sampled_from([1, 4, 5, 16, 32, 256]),
     window=st.sampled_from([None, 1, 5, 100, PART, 400]),
-    softcap=st.sampled_from([None, None, 2.0, 50]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    seed=st.integers(0, 99),
+    **SHAPES,
 )
 def test_equals_attention_in_float64(
     lengths: list[int],

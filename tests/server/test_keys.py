@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -188,6 +189,19 @@ def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Pa
         Database(database_url(f"postgresql://atoll:secret@/x?host={tmp_path}"))
     assert "secret" not in str(caught.value)
     assert str(caught.value.__cause__) == "None"
+
+
+def test_a_folder_in_the_place_of_the_database_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Is a directory"):
+        Database(database_url(str(tmp_path)))
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "atoll.db"
+    path.touch()
+    monkeypatch.setattr(os, "access", lambda where, mode: Path(where) != path)  # root may write everywhere
+    with pytest.raises(UsageError, match="Permission denied"):
+        Database(database_url(str(path)))
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

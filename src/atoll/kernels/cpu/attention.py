@@ -25,9 +25,9 @@ from atoll.kernels.cpu.values import FAST, Array, like, pointer, to_float32
 PART = 128
 # Work for which another thread is worth waking.
 _POSITIONS_PER_THREAD = 256
-_NO_WINDOW = 2**62
+NO_WINDOW = 2**62
 _CACHE_LINE = 64
-_LOWEST = np.finfo(np.float32).min
+LOWEST = np.finfo(np.float32).min
 
 
 class Plan(NamedTuple):
@@ -89,7 +89,7 @@ def decode(
     _decode(
         KINDS[q.dtype], q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr(), out.data_ptr(),
         *out.shape, *keys.shape, plan.block_size, plan.table, plan.pieces, plan.merges, plan.num_unfinished,
-        float(scale), float(softcap or 0), window or _NO_WINDOW, num_threads(plan.max_threads),
+        float(scale), float(softcap or 0), window or NO_WINDOW, num_threads(plan.max_threads),
     )  # fmt: skip
 
 
@@ -153,11 +153,11 @@ def _add(sums: Array, state: int, values: Array, row: int, weights: Array, threa
 
 
 @njit(fastmath=True, nogil=True)
-def _highest(scores: Array, thread: int, head: int, count: int) -> np.float32:
-    """NaN may be overlooked here: it shows in the weights."""
-    highest = _LOWEST
-    for t in range(count):
-        highest = max(highest, scores[thread, head, t])
+def highest_of(scores: Array) -> np.float32:
+    """For kernels. NaN may be overlooked here: it shows in the weights."""
+    highest = LOWEST
+    for t in range(len(scores)):
+        highest = max(highest, scores[t])
     return highest
 
 
@@ -170,7 +170,7 @@ def _weigh(
         if softcap > 0:
             for t in range(count):
                 scores[thread, head, t] = np.tanh(scores[thread, head, t] / softcap) * softcap
-        best, sum_of_weights = _highest(scores, thread, head, count), np.float32(0)
+        best, sum_of_weights = highest_of(scores[thread, head, :count]), np.float32(0)
         for t in range(count):
             weight = exp(scores[thread, head, t] - best)
             scores[thread, head, t] = weight
@@ -241,7 +241,7 @@ def _run(
     """One piece of the plan: its positions' highest score, sum of weights and weighted values into `state`."""
     blocks, stop = table[piece[0]], piece[3]
     start = max(piece[2], piece[4] - window)
-    highest[state], total[state], sums[state] = _LOWEST, 0, 0
+    highest[state], total[state], sums[state] = LOWEST, 0, 0
     if start < stop:
         for head in range(queries.shape[1]):
             for d in range(queries.shape[2]):

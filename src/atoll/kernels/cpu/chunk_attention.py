@@ -4,7 +4,8 @@
 For each head of the cache the new tokens are taken in pieces of QUERIES, and the positions that they see in parts of
 PART from position 0 on, whose keys and values are brought together once a piece. Products of four tokens at a time keep
 their sums in the registers. A token's sums are taken in an order that follows from its position alone: its batch-mates,
-the cut of its prompt and the number of threads change no bit. Source: FlashAttention-2, arXiv 2307.08691.
+the number of threads and the cut of its prompt, unless it is alone in a cut, change no bit. Source: FlashAttention-2,
+arXiv 2307.08691.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from atoll.kernels.cpu.attention import LOWEST, NO_WINDOW, highest_of
 from atoll.kernels.cpu.exp import exp
 from atoll.kernels.cpu.fused import KINDS
-from atoll.kernels.cpu.gemv import FEATURES
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import FAST, Array, like, pointer, to_float32
+from atoll.kernels.cpu.values import FAST, FEATURES, Array, like, pointer, spread, to_float32
 
 PART = 128
 QUERIES = 64
@@ -30,8 +31,6 @@ _ROWS = 4
 # Of the 32 registers of AVX-512, 16 hold a tile's sums; of the 16 of AVX2, 8.
 _LANES, _NUM_VECTORS = (16, 4) if "+avx512f" in FEATURES else (8, 2)
 _COLUMNS = _LANES * _NUM_VECTORS
-_NO_WINDOW = 2**62
-_LOWEST = np.finfo(np.float32).min
 
 
 class ChunkPlan(NamedTuple):
@@ -71,7 +70,7 @@ def attend(
     _attend(
         KINDS[q.dtype], q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr(), out.data_ptr(),
         *out.shape, *keys.shape, plan.block_size, plan.table, plan.pieces, float(scale), float(softcap or 0),
-        window or _NO_WINDOW, num_threads(len(plan.pieces) * keys.shape[1]),
+        window or NO_WINDOW, num_threads(len(plan.pieces) * keys.shape[1]),
     )  # fmt: skip
 
 
@@ -131,8 +130,7 @@ def _emit_multiply_add(
     """totals + factor * vectors."""
     name, kind = f"llvm.fmuladd.v{_LANES}f32", ir.FunctionType(_VECTOR, [_VECTOR] * 3)
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), factor, ir.IntType(32)(0))
-    everywhere = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES))
+    everywhere = spread(builder, factor, _LANES)
     return [builder.call(function, [everywhere, vector, total]) for vector, total in zip(vectors, totals, strict=True)]
 
 
@@ -150,15 +148,6 @@ def _gather(
             down[t, d] = to_float32(values[row, kv_head, d])
 
 
-@njit(fastmath=True, nogil=True)
-def _highest(scores: Array) -> np.float32:
-    """NaN may be overlooked here: it shows in the weights."""
-    highest = _LOWEST
-    for t in range(len(scores)):
-        highest = max(highest, scores[t])
-    return highest
-
-
 @njit(fastmath=FAST, nogil=True)
 def _weigh(scores: Array, first: int, stop: int, softcap: np.float32, state: Array, sums: Array) -> None:
     """Turn one token's scores [first, stop) into weights, the others into 0; bring state and sums up to date.
@@ -172,7 +161,7 @@ def _weigh(scores: Array, first: int, stop: int, softcap: np.float32, state: Arr
     if softcap > 0:
         for t in range(len(seen)):
             seen[t] = np.tanh(seen[t] / softcap) * softcap
-    highest = max(state[0], _highest(seen))
+    highest = max(state[0], highest_of(seen))
     share, total = exp(state[0] - highest), np.float32(0)
     for t in range(len(seen)):
         seen[t] = exp(seen[t] - highest)
@@ -218,7 +207,7 @@ def _attend_piece(
     """One piece of the plan with one head of the cache."""
     row, count, position, dim = piece[1], piece[2], piece[3], keys.shape[2]
     group = len(queries)
-    queries[:], state[:, :, 0], state[:, :, 1], sums[:] = 0, _LOWEST, 0, 0
+    queries[:], state[:, :, 0], state[:, :, 1], sums[:] = 0, LOWEST, 0, 0
     for h in range(group):
         for i in range(count):
             for d in range(dim):

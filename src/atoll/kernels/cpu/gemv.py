@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import carray, config, njit, prange, types
-from numba.core.codegen import get_host_cpu_features
+from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import Array, like, pointer
+from atoll.kernels.cpu.values import FEATURES, Array, like, pointer, spread
 
 CHANNELS = 64
 """Output channels of a block."""
@@ -32,7 +31,6 @@ _STEP_BYTES = 4 * CHANNELS
 
 # What the processor that numba compiles for must have, in LLVM's names.
 _NEEDED = {torch.float32: "+avx512f", torch.bfloat16: "+avx512bf16", torch.int8: "+avx512vnni"}
-FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
 _TOGETHER = 6  # rows whose sums have room in the registers
 FEW_ROWS = 16
 """Up to so many rows the kernels here are the faster ones (measured, see docs/LOG.md)."""
@@ -136,9 +134,7 @@ def _emit_steps(
     grown = []
     for row, row_totals in zip(rows, totals, strict=True):
         value = builder.load(at(row, builder.mul(step, ir.Constant(_INDEX, 4)), number), align=4)
-        first_lane = builder.insert_element(ir.Constant(numbers, ir.Undefined), value, ir.Constant(_LANE, 0))
-        all_lanes = ir.Constant(ir.VectorType(_LANE, _LANES), [0] * _LANES)
-        values = builder.shuffle_vector(first_lane, first_lane, all_lanes)
+        values = spread(builder, value, _LANES)
         pairs = zip(row_totals, loaded, strict=True)
         grown += [_emit_multiply_add(builder, kind, total, values, weights) for total, weights in pairs]
     next_step = builder.add(step, ir.Constant(_INDEX, 1))

@@ -1,4 +1,5 @@
-"""What numba lacks: bfloat16, held as uint16, and arrays at a known address."""
+# mypy: disable-error-code="attr-defined, no-untyped-call"
+"""What numba lacks: bfloat16, held as uint16, arrays at a known address, and code for vectors."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import config, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
@@ -17,6 +19,9 @@ Array = npt.NDArray[Any]
 
 # Sums may be taken in another order and multiplications fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
+FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
+"""What the processor that numba compiles for has, in LLVM's names."""
+
 _COMPILED_ONLY = "numba compiles this into kernels; Python cannot call it"
 
 
@@ -123,3 +128,10 @@ def pointer(typing_context: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+def spread(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A vector that has `value` in all lanes; for intrinsics."""
+    empty, lane = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), ir.IntType(32)
+    first = builder.insert_element(empty, value, lane(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(lane, lanes), [0] * lanes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -134,6 +135,10 @@ def _sqlite(url: URL) -> Engine:
         with _making_file:
             if not path.exists():  # SQLite would make it for everybody to read
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(f"cannot write the database {path}", why=error.strerror) from None
     engine = create_engine(url, connect_args={"timeout": _SQLITE_WAIT_S})
