@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
@@ -20,13 +19,12 @@ from torch import Tensor
 from atoll.kernels.cpu.exp import exp
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import FAST, Array, like, pointer, to_float32
+from atoll.kernels.cpu.values import CACHE_LINE, FAST, Array, like, pointer, prefetch, to_float32
 
 PART = 128
 # Work for which another thread is worth waking.
 _POSITIONS_PER_THREAD = 256
 NO_WINDOW = 2**62
-_CACHE_LINE = 64
 LOWEST = np.finfo(np.float32).min
 
 
@@ -97,14 +95,9 @@ def decode(
 def _fetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of a C-contiguous array's element `index`, counted flat, before it is needed."""
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        # To read; to the second level of the cache, as the first has no room for so much; data, not code.
-        builder.call(function, [place, number(0), number(2), number(1)])
+        prefetch(builder, builder.gep(data, [arguments[1]]))
         return context.get_dummy_value()
 
     return types.void(array, index), generate
@@ -113,7 +106,7 @@ def _fetch(typing_context: Any, array: Any, index: Any) -> Any:
 @njit(nogil=True)
 def _fetch_rows(array: Array, row: int, count: int) -> None:
     size = array.shape[1] * array.shape[2]
-    for place in range(row * size, (row + count) * size, _CACHE_LINE // array.itemsize):
+    for place in range(row * size, (row + count) * size, CACHE_LINE // array.itemsize):
         _fetch(array, place)
 
 

@@ -4,7 +4,7 @@
 With few rows, reading the weights is what costs, and with AVX-512 oneDNN reads them at half of what memory can give.
 The kernels here read the same bytes in the order in which they lie: blocks of 64 output channels, and in a block for
 each step along the input 4 bytes of each channel. They add in oneDNN's order, so that a row has the same bits alone and
-among many.
+among many. With more rows the arithmetic costs as much, and goes on while the next block comes from memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import FEATURES, Array, like, pointer, spread
+from atoll.kernels.cpu.values import CACHE_LINE, FEATURES, Array, like, pointer, prefetch, spread
 
 CHANNELS = 64
 """Output channels of a block."""
@@ -31,8 +31,9 @@ _STEP_BYTES = 4 * CHANNELS
 
 # What the processor that numba compiles for must have, in LLVM's names.
 _NEEDED = {torch.float32: "+avx512f", torch.bfloat16: "+avx512bf16", torch.int8: "+avx512vnni"}
-_TOGETHER = 6  # rows whose sums have room in the registers
-FEW_ROWS = 16
+TILE_ROWS = 6
+"""Rows whose sums have room in the registers."""
+FEW_ROWS = 48
 """Up to so many rows the kernels here are the faster ones (measured, see docs/LOG.md)."""
 
 
@@ -85,25 +86,27 @@ def multiply(x: Tensor, blocks: Blocks, bias: Array) -> Tensor:
 
 @intrinsic
 def _dot_rows(
-    typing_context: Any, kind: Any, weights: Any, rows: Any, row_bytes: Any, num_rows: Any, num_steps: Any, sums: Any
-) -> Any:
-    """`dot_block` of up to `_TOGETHER` rows. numba has no vectors: its own loops would keep the sums in memory."""
+    typing_context: Any, kind: Any, weights: Any, rows: Any, row_bytes: Any, num_rows: Any, num_steps: Any, sums: Any,
+    ahead: Any,
+) -> Any:  # fmt: skip
+    """`dot_tile` of up to `TILE_ROWS` rows. numba has no vectors: its own loops would keep the sums in memory."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        _, weights, rows, row_bytes, num_rows, num_steps, sums = arguments
+        _, weights, rows, row_bytes, num_rows, num_steps, sums, ahead = arguments
         done = builder.append_basic_block()
         cases = builder.switch(num_rows, done)
-        for count in range(1, _TOGETHER + 1):
+        for count in range(1, TILE_ROWS + 1):
             case = builder.append_basic_block()
             cases.add_case(count, case)
             builder.position_at_end(case)
             starts = [builder.add(rows, builder.mul(row_bytes, ir.Constant(_INDEX, row))) for row in range(count)]
-            _emit_steps(builder, kind.dtype, weights, starts, num_steps, sums)
+            # Where there are fewer rows, nothing is done meanwhile: memory is read in the order in which it lies.
+            _emit_steps(builder, kind.dtype, weights, starts, num_steps, sums, ahead if count > 3 else None)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.none(kind, *[types.int64] * 6), generate
+    return types.none(kind, *[types.int64] * 7), generate
 
 
 _INDEX = ir.IntType(64)
@@ -111,8 +114,9 @@ _LANE = ir.IntType(32)
 
 
 def _emit_steps(
-    builder: ir.IRBuilder, kind: Any, weights: ir.Value, rows: list[ir.Value], num_steps: ir.Value, sums: ir.Value
-) -> None:
+    builder: ir.IRBuilder, kind: Any, weights: ir.Value, rows: list[ir.Value], num_steps: ir.Value, sums: ir.Value,
+    ahead: ir.Value | None,
+) -> None:  # fmt: skip
     """A loop over the steps, of which each loads the channels' weights once and four bytes of each row."""
     number = ir.FloatType() if kind == types.float32 else _LANE
     numbers = ir.VectorType(number, _LANES)
@@ -131,6 +135,8 @@ def _emit_steps(
         builder.load(at(weights, builder.add(offset, ir.Constant(_INDEX, first)), numbers), align=4)
         for first in range(0, _STEP_BYTES, 4 * _LANES)
     ]
+    if ahead is not None:
+        prefetch(builder, at(ahead, builder.mul(step, ir.Constant(_INDEX, CACHE_LINE)), ir.IntType(8)))
     grown = []
     for row, row_totals in zip(rows, totals, strict=True):
         value = builder.load(at(row, builder.mul(step, ir.Constant(_INDEX, 4)), number), align=4)
@@ -166,18 +172,32 @@ def _emit_multiply_add(
 
 
 @njit(nogil=True)
-def dot_block(kind: Array, weights: int, rows: int, row_bytes: int, num_steps: int, sums: Array) -> None:
-    """sums [num_rows, 64] = the products of rows with the channels of one block; for kernels.
+def num_tiles(num_rows: int) -> int:
+    """In how many tiles so many rows are multiplied with a block; for kernels."""
+    return (num_rows + TILE_ROWS - 1) // TILE_ROWS
+
+
+@njit(nogil=True)
+def tile_bounds(tile: int, num_rows: int) -> tuple[int, int]:
+    """The first row of a tile and the one after its last; for kernels."""
+    count = num_tiles(num_rows)
+    return tile * num_rows // count, (tile + 1) * num_rows // count
+
+
+@njit(nogil=True)
+def dot_tile(
+    kind: Array, weights: int, bytes_per_block: int, rows: int, row_bytes: int, num_rows: int, num_steps: int,
+    tile: int, sums: Array,
+) -> None:  # fmt: skip
+    """sums [num_rows, 64] = the products of one tile's rows with the channels of one block; for kernels.
 
     kind: an array of the rows' type: float32 or uint16 (bfloat16), with sums of float32, or uint8, with sums of int32.
     weights, rows: addresses of the first step; one row is `row_bytes` from the next, a step is 4 bytes of a row.
     """
-    num_tiles = (len(sums) + _TOGETHER - 1) // _TOGETHER
-    for tile in range(num_tiles):
-        first, stop = tile * len(sums) // num_tiles, (tile + 1) * len(sums) // num_tiles
-        _dot_rows(
-            kind, weights, rows + first * row_bytes, row_bytes, stop - first, num_steps, sums[first:].ctypes.data
-        )  # fmt: skip
+    # Meanwhile the next block is asked for: by a line in each step, a quarter of it in each of the first four tiles.
+    quarter = min(tile, _STEP_BYTES // CACHE_LINE - 1)
+    ahead = weights + bytes_per_block + quarter * CACHE_LINE * num_steps
+    _dot_rows(kind, weights, rows, row_bytes, num_rows, num_steps, sums.ctypes.data, ahead)
 
 
 @njit(nogil=True, parallel=True, cache=True)
@@ -186,19 +206,22 @@ def _multiply(
     bias: Array, y_address: int, num_threads: int,
 ) -> None:  # fmt: skip
     y = carray(pointer(y_address), (num_rows, len(bias)), kind.dtype)
-    itemsize = y.itemsize
-    num_blocks = (len(bias) + CHANNELS - 1) // CHANNELS
+    row_bytes, chunk_bytes, tiles = in_features * y.itemsize, chunk * y.itemsize, num_tiles(num_rows)
+    work = (len(bias) + CHANNELS - 1) // CHANNELS * tiles
     for thread in prange(num_threads):
-        sums, totals = np.empty((num_rows, CHANNELS), np.float32), np.empty((num_rows, CHANNELS), np.float32)
-        for block in range(thread * num_blocks // num_threads, (thread + 1) * num_blocks // num_threads):
+        sums, totals = np.empty((TILE_ROWS, CHANNELS), np.float32), np.empty((TILE_ROWS, CHANNELS), np.float32)
+        for turn in range(thread * work // num_threads, (thread + 1) * work // num_threads):
+            block, tile = turn // tiles, turn % tiles
+            first_row, stop_row = tile_bounds(tile, num_rows)
             totals[:] = 0
-            for start in range(0, in_features, chunk):
-                dot_block(
-                    kind, weights + block * bytes_per_block + start * itemsize * CHANNELS, rows + start * itemsize,
-                    in_features * itemsize, (min(start + chunk, in_features) - start) * itemsize // 4, sums,
+            for start in range(0, row_bytes, chunk_bytes):
+                dot_tile(
+                    kind, weights + block * bytes_per_block + start * CHANNELS, bytes_per_block,
+                    rows + first_row * row_bytes + start, row_bytes, stop_row - first_row,
+                    min(chunk_bytes, row_bytes - start) // 4, tile, sums,
                 )  # fmt: skip
                 totals += sums
             first = block * CHANNELS
-            for row in range(num_rows):
+            for row in range(first_row, stop_row):
                 for channel in range(first, min(first + CHANNELS, len(bias))):
-                    y[row, channel] = like(totals[row, channel - first] + bias[channel], y[row, channel])
+                    y[row, channel] = like(totals[row - first_row, channel - first] + bias[channel], y[row, channel])

@@ -21,7 +21,6 @@ from atoll.kernels.cpu.linear import padded
 from atoll.kernels.cpu.threads import num_threads
 from atoll.kernels.cpu.values import Array, as_numpy, like, pointer, to_float32
 
-_FEW_ROWS = 32  # that `gemv` multiplies sooner than oneDNN
 _ROWS_FOR_THREADS = 8  # for which it pays to wake another thread
 _ZERO_POINT = 128  # oneDNN multiplies int8 weights with uint8 inputs
 _LARGEST = np.float32(127)
@@ -56,7 +55,7 @@ class Int8Linear:
             y = x.new_empty(len(x), self.out_features)
             _multiply(as_numpy(x), self._codes, *self._channels, as_numpy(y), num_threads())
             return y
-        if self._blocks is not None and len(x) <= _FEW_ROWS:
+        if self._blocks is not None and len(x) <= gemv.FEW_ROWS:
             y = x.new_empty(len(x), self.out_features)
             _multiply_blocks(
                 KINDS[x.dtype], x.data_ptr(), *x.shape, self._blocks.address, self._blocks.bytes_per_block,
@@ -168,14 +167,20 @@ def _multiply_blocks(
     else:
         for row in prange(num_rows):
             row_scales[row] = _quantise(x[row], _ZERO_POINT, codes[row])
-    num_blocks = (out_features + gemv.CHANNELS - 1) // gemv.CHANNELS
+    tiles = gemv.num_tiles(num_rows)
+    work = (out_features + gemv.CHANNELS - 1) // gemv.CHANNELS * tiles
     for thread in prange(num_threads):
-        sums = np.empty((len(x), gemv.CHANNELS), np.int32)
-        for block in range(thread * num_blocks // num_threads, (thread + 1) * num_blocks // num_threads):
-            start = weights + block * bytes_per_block
-            gemv.dot_block(codes, start, codes.ctypes.data, in_features, in_features // 4, sums)
+        sums = np.empty((gemv.TILE_ROWS, gemv.CHANNELS), np.int32)
+        for turn in range(thread * work // num_threads, (thread + 1) * work // num_threads):
+            block, tile = turn // tiles, turn % tiles
+            first_row, stop_row = gemv.tile_bounds(tile, num_rows)
+            gemv.dot_tile(
+                codes, weights + block * bytes_per_block, bytes_per_block, codes[first_row:].ctypes.data, in_features,
+                stop_row - first_row, in_features // 4, tile, sums,
+            )  # fmt: skip
             first = block * gemv.CHANNELS
-            for row in range(len(x)):
+            for row in range(first_row, stop_row):
                 for o in range(first, min(first + gemv.CHANNELS, out_features)):
-                    value = np.float32(sums[row, o - first] - excess[o]) * scales[o] * row_scales[row] + bias[o]
+                    total = np.float32(sums[row - first_row, o - first] - excess[o])
+                    value = total * scales[o] * row_scales[row] + bias[o]
                     y[row, o] = like(value, y[row, o])

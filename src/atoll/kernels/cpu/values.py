@@ -22,6 +22,9 @@ FAST = {"reassoc", "contract", "nsz"}
 FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
 """What the processor that numba compiles for has, in LLVM's names."""
 
+CACHE_LINE = 64
+"""Bytes that memory gives at once."""
+
 _COMPILED_ONLY = "numba compiles this into kernels; Python cannot call it"
 
 
@@ -135,3 +138,12 @@ def spread(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     empty, lane = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), ir.IntType(32)
     first = builder.insert_element(empty, value, lane(0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(lane, lanes), [0] * lanes))
+
+
+def prefetch(builder: ir.IRBuilder, place: ir.Value) -> None:
+    """Ask for the cache line at a pointer before it is needed; for intrinsics."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    # To read; to the second level of the cache, as the first has no room for so much; data, not code.
+    builder.call(function, [builder.bitcast(place, byte), number(0), number(2), number(1)])
