@@ -134,7 +134,13 @@ def test_warm_up_compiles_what_a_step_needs() -> None:
     from atoll.kernels.cpu import attention, fused
 
     warm_up(torch.float32, torch.device("cpu"))
-    kernels = (attention._decode, fused._rms_norm, fused._add_rms_norm, fused._silu_mul, fused._rope_store)
+    kernels = (
+        attention.decode_kernel,
+        fused.rms_norm_kernel,
+        fused.add_rms_norm_kernel,
+        fused.silu_mul_kernel,
+        fused.rope_store_kernel,
+    )
     before = [len(kernel.signatures) for kernel in kernels]
     assert all(before)
     test_rms_norm_equals_transformers(torch.float32, 3, 30)

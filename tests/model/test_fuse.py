@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.peft_io import AdapterWeights
 from atoll.adapters.routing import Routing
+from atoll.kernels.cpu import gemv
+from atoll.kernels.cpu.layer import FewRowsLayer
+from atoll.kernels.cpu.values import FEATURES
 from atoll.kernels.kv import KVCache
 from atoll.kernels.lora import LoraWeights
 from atoll.model.attention import PagedContext, attending
@@ -143,3 +146,39 @@ def test_eight_bits_stay_close_and_differ() -> None:
     logits, expected = torch.cat(serve(fused, banks[1])), torch.cat(serve(plain, banks[0]))
     error = (logits - expected).norm() / expected.norm()
     assert 0 < error < 0.05
+
+
+@pytest.mark.skipif("+avx512f" not in FEATURES, reason="other processors have no kernel for a whole layer")
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])
+def test_a_whole_layer_by_one_kernel_has_the_bits_of_its_parts(
+    architecture: str, dtype: torch.dtype, bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fused = make_pair(architecture, dtype)
+    bank = make_bank(fused)
+    fuse(fused, bits=bits)
+    num_calls, run = 0, FewRowsLayer.__call__
+
+    def count(*arguments: Any) -> Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        return run(*arguments)
+
+    monkeypatch.setattr(FewRowsLayer, "__call__", count)
+    by_layers = serve(fused, bank, dtype)
+    assert num_calls == 5 * fused.config.num_hidden_layers
+    monkeypatch.setattr(FewRowsLayer, "fits", lambda *arguments: False)
+    for logits, expected in zip(by_layers, serve(fused, bank, dtype), strict=True):
+        assert torch.equal(logits, expected)
+    assert num_calls == 5 * fused.config.num_hidden_layers
+
+
+def test_a_layer_with_parts_that_have_no_kernel_is_run_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemv, "find_blocks", lambda packed, weight: None)
+    monkeypatch.setattr(FewRowsLayer, "__call__", None)
+    plain, fused = make_pair("llama")
+    banks = make_bank(plain), make_bank(fused)
+    fuse(fused)
+    for logits, expected in zip(serve(fused, banks[1]), serve(plain, banks[0]), strict=True):
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-4)

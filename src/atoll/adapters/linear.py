@@ -113,7 +113,8 @@ class LinearGroup(nn.Module):
     layers: siblings of equal in_features, as the bank made them; their outputs stand side by side in that order.
     bits: None for the siblings' own weights (bitsandbytes modules keep theirs), 8 to quantise dense ones.
     drop_weights: give back the siblings' dense weights once they are packed; the siblings themselves then raise
-    RuntimeError when called. `out_sizes`: the width of each sibling's part.
+    RuntimeError when called. `out_sizes`: the width of each sibling's part. `product`: of all siblings' own weights.
+    `table`: their adapters.
     """
 
     def __init__(
@@ -123,9 +124,9 @@ class LinearGroup(nn.Module):
         self.in_features = layers[0].in_features
         self.out_sizes = tuple(layer.out_features for layer in layers)
         self.out_features = sum(self.out_sizes)
-        self._base = pack_modules([layer.base for layer in layers], bits=bits)
+        self.product = pack_modules([layer.base for layer in layers], bits=bits)
         self._scope = layers[0].scope
-        self._table = LoraTable(
+        self.table = LoraTable(
             self._scope.num_slots,
             self.in_features,
             self.out_sizes,
@@ -133,18 +134,22 @@ class LinearGroup(nn.Module):
             device=layers[0].base.weight.device,
         )
         for module, layer in enumerate(layers):
-            layer.keep_current(self._table, module)
+            layer.keep_current(self.table, module)
             if drop_weights:
                 layer.drop_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features], as many rows in all as the routing in force. Returns [..., out_features]."""
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        y = self._base(rows)
+        y = self.product(rows)
         active = self._scope.require()
-        if self._table.slots:
-            add_lora_group(rows, y, active.rows(len(rows), x.device), self._table)
+        if self.table.slots:
+            add_lora_group(rows, y, active.rows(len(rows), x.device), self.table)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+
+    def rows(self, num_rows: int) -> LoraRows:
+        """The rows of the step by slot. num_rows: of an input, which must be those of the routing in force."""
+        return self._scope.require().rows(num_rows, self.table.device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -153,11 +158,11 @@ class LinearGroup(nn.Module):
 
     def warm_up(self, dtype: torch.dtype, rows: Iterable[int]) -> None:
         """Compile what inputs of a dtype with so many rows will need, or load it from numba's cache."""
-        device = self._table.device
-        a, b = (torch.zeros(1, width, dtype=self._table.dtype, device=device) for width in (self.in_features, 1))
-        table = LoraTable(1, self.in_features, (1,), dtype=self._table.dtype, device=device)
+        device = self.table.device
+        a, b = (torch.zeros(1, width, dtype=self.table.dtype, device=device) for width in (self.in_features, 1))
+        table = LoraTable(1, self.in_features, (1,), dtype=self.table.dtype, device=device)
         table.set(0, 0, LoraWeights(a, b.t(), 1.0))
         for num_rows in rows:
             x = torch.zeros(num_rows, self.in_features, dtype=dtype, device=device)
-            self._base(x)
+            self.product(x)
             add_lora_group(x, x[:, :1].contiguous(), LoraRows([(0, 0, num_rows)], device), table)

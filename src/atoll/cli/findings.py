@@ -168,15 +168,16 @@ def kernels() -> Finding:
     """Whether the CPU kernels are compiled, and whether that can be kept."""
     import atoll.kernels.cpu as package
 
-    folder = Path(next(iter(package.__path__)))
-    own = os.environ.get("NUMBA_CACHE_DIR")
-    num_kept = len(list((Path(own) if own else folder / "__pycache__").rglob("*.nbc")))
+    folder, kept = Path(next(iter(package.__path__))), package.CACHE_FOLDER
+    num_kept = len(list(kept.rglob("*.nbc")))
     if num_kept:
         return Finding("kernels", "ok", f"compiled for {num_kept} cases")
-    if not own and not os.access(folder, os.W_OK):
-        text = f"{folder} cannot be written: each user, or each start, compiles anew (about 20 s)"
+    if kept.is_relative_to(folder) and not os.access(folder, os.W_OK):
+        text = f"{folder} cannot be written: each user, or each start, compiles anew (about half a minute)"
         return Finding("kernels", "warn", text, "name a folder that lasts: NUMBA_CACHE_DIR")
-    return Finding("kernels", "ok", "not compiled yet: the first engine does it (about 20 s), later ones read them")
+    return Finding(
+        "kernels", "ok", "not compiled yet: the first engine does it (about half a minute), later ones read them"
+    )
 
 
 def hub_settings() -> Finding:

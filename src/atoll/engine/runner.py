@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atoll.adapters.bank import AdapterBank
 from atoll.adapters.linear import LinearGroup
+from atoll.adapters.routing import BASE_SLOT, Routing
 from atoll.engine.batch import build_batch
 from atoll.engine.state import ScheduledBatch
 from atoll.errors import ConfigError
@@ -53,6 +54,7 @@ class Runner:
             base.kv_shapes, num_blocks=num_blocks, block_size=block_size, dtype=base.dtype, device=base.device
         )
         _warm_up(base, sorted({*_ALL_KERNELS, *usual_rows}))
+        self._warm_up_layers()
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> StepResult:
@@ -72,6 +74,15 @@ class Runner:
         starts = step.query_start.tolist()
         sums = {row: hidden[0][0, starts[row] : starts[row + 1]].float().sum(0).cpu() for row in embedded}
         return StepResult(logits[:num_sampled], logits[num_sampled:], sums)
+
+    @torch.inference_mode()
+    def _warm_up_layers(self) -> None:
+        """One token of nobody, into the first block, which whoever gets it writes anew."""
+        zero = torch.zeros(1, dtype=torch.int32)
+        context = PagedContext(self._cache, torch.tensor([0, 1]), zero + 1, zero[None], zero.long())
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._base.device)
+        with self._bank.routed(Routing.from_lengths([(BASE_SLOT, 1)])), attending(context):
+            self._base.model(input_ids=token, position_ids=token, logits_to_keep=1, use_cache=False)
 
     @contextmanager
     def _last_hidden(self, wanted: bool) -> Iterator[list[Tensor]]:

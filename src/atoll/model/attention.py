@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 
 from atoll.errors import Incompatible
 from atoll.kernels.attention import PackedLayout, PagedLayout, packed_attention, paged_attention
+from atoll.kernels.cpu.layer import FewRowsLayer
+from atoll.kernels.cpu.values import Array
 from atoll.kernels.fused import rope_store
 from atoll.kernels.kv import KVCache
 from atoll.kernels.spans import Span
@@ -69,6 +71,18 @@ class PagedContext:
         self._cache.write(layer, self._kv_index, k, v)
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         return paged_attention(q, k, v, keys, values, self._layout, **options)
+
+    def run_layer(
+        self, layer: int, kernel: FewRowsLayer, x: Tensor, cos: Tensor, sin: Tensor, segments: Array
+    ) -> Tensor | None:
+        """The whole layer by one kernel, or None where this step or these arguments are not for it.
+
+        x: [tokens, hidden]. cos, sin: as for `attend_qkv`. segments: [n, 3] (slot, start, stop). Returns as x.
+        """
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        if self._layout.chunks or not kernel.fits(x, cos, sin, keys, values):
+            return None
+        return kernel(x, cos, sin, segments, self._kv_index, keys, values, self._layout.plan)
 
     def attend_qkv(
         self,

@@ -30,6 +30,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from atoll.adapters.linear import LinearGroup, MultiLoRALinear
+from atoll.kernels.cpu.layer import FewRowsLayer, Part
 from atoll.kernels.fused import add_rms_norm, rms_norm, silu_mul
 from atoll.kernels.linear import pack_modules
 from atoll.model.attention import current_context
@@ -53,10 +54,10 @@ class FusedAttention(nn.Module):
         self.o = group(attention.o_proj)
         self.norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
         self._head_dim: int = attention.head_dim
-        self._num_heads = attention.q_proj.out_features // attention.head_dim
+        self.num_heads = attention.q_proj.out_features // attention.head_dim
         self._num_kv_heads = attention.k_proj.out_features // attention.head_dim
-        self._scale: float = attention.scaling
-        self._window = window
+        self.scale: float = attention.scaling
+        self.window = window
 
     def forward(
         self,
@@ -78,10 +79,10 @@ class FusedAttention(nn.Module):
             qkv,
             cos,
             sin,
-            num_heads=self._num_heads,
+            num_heads=self.num_heads,
             num_kv_heads=self._num_kv_heads,
-            scale=self._scale,
-            window=self._window,
+            scale=self.scale,
+            window=self.window,
             softcap=None,
         )
         return self.o.forward(out)
@@ -89,7 +90,7 @@ class FusedAttention(nn.Module):
     def _normalise(self, qkv: Tensor) -> None:
         """Normalise every head's query and key in place (Qwen3)."""
         start = 0
-        for norm, num_heads in zip(self.norms or (), (self._num_heads, self._num_kv_heads), strict=True):
+        for norm, num_heads in zip(self.norms or (), (self.num_heads, self._num_kv_heads), strict=True):
             heads = qkv[:, start : start + num_heads * self._head_dim]
             heads.copy_(norm(heads.reshape(-1, self._head_dim)).view(heads.shape))
             start += num_heads * self._head_dim
@@ -102,7 +103,8 @@ class FusedMLP(nn.Module):
         super().__init__()
         self.gate_up = group(mlp.gate_proj, mlp.up_proj)
         self.down = group(mlp.down_proj)
-        self._gate = silu_mul if has_silu(mlp) else _gated(mlp.act_fn)
+        self.has_silu = has_silu(mlp)
+        self._gate = silu_mul if self.has_silu else _gated(mlp.act_fn)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, tokens, hidden]. Returns the same shape."""
@@ -127,7 +129,10 @@ class FusedRMSNorm(nn.Module):
 
 
 class FusedLayer(nn.Module):
-    """A layer of fused parts. Calls them as plain functions: a module's call takes as long as a small kernel."""
+    """A layer of fused parts. Calls them as plain functions: a module's call takes as long as a small kernel.
+
+    Where the processor has a kernel for the whole layer, steps of one token a request take that.
+    """
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -136,19 +141,36 @@ class FusedLayer(nn.Module):
         self.input_layernorm: FusedRMSNorm = layer.input_layernorm
         self.post_attention_layernorm: FusedRMSNorm = layer.post_attention_layernorm
         # Read once: a module looks its parts up slowly.
-        self._norms = [
-            (norm.weight.detach(), norm.eps) for norm in (layer.input_layernorm, self.post_attention_layernorm)
-        ]
+        before, after = self.input_layernorm, self.post_attention_layernorm
+        self._norms = (before.weight.detach(), before.eps), (after.weight.detach(), after.eps)
         self._attend, self._combine = self.self_attn.attend, self.mlp.combine
+        self._layer_idx, self._rows = self.self_attn.layer_idx, self.self_attn.qkv.rows
+        self._kernel = self._few_rows_kernel()
 
     def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **others: Any) -> Tensor:
         """hidden_states: [1, tokens, hidden]. Returns the same shape."""
-        before, after = self._norms
         x = hidden_states[0]
+        if self._kernel is not None:
+            segments = self._rows(len(x)).array
+            found = current_context().run_layer(self._layer_idx, self._kernel, x, *position_embeddings, segments)
+            if found is not None:
+                return found[None]
+        before, after = self._norms
         attended = self._attend(rms_norm(x, *before), *position_embeddings)
         x, normed = add_rms_norm(x, attended, *after)
         out: Tensor = x + self._combine(normed)
         return out[None]
+
+    def _few_rows_kernel(self) -> FewRowsLayer | None:
+        """The layer as one kernel, where the processor has it for all of its parts."""
+        attention = self.self_attn
+        groups = attention.qkv, attention.o, self.mlp.gate_up, self.mlp.down
+        parts = [Part(group.product, group.table) for group in groups]
+        if not (attention.norms is None and self.mlp.has_silu and FewRowsLayer.takes(self._norms, parts)):
+            return None
+        return FewRowsLayer(
+            self._norms, parts, num_heads=attention.num_heads, scale=attention.scale, window=attention.window
+        )
 
 
 class PackedHead(nn.Module):

@@ -84,7 +84,7 @@ def decode(
     q: [rows, num_heads, key_dim], each row contiguous. keys, values: [positions, num_kv_heads, dim], contiguous. out:
     [rows, num_heads, value_dim], contiguous. All float32 or all bfloat16; sums are float32.
     """
-    _decode(
+    decode_kernel(
         KINDS[q.dtype], q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr(), out.data_ptr(),
         *out.shape, *keys.shape, plan.block_size, plan.table, plan.pieces, plan.merges, plan.num_unfinished,
         float(scale), float(softcap or 0), window or NO_WINDOW, num_threads(plan.max_threads),
@@ -266,7 +266,7 @@ def _take_turns(
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _decode(
+def decode_kernel(
     kind: Array, q_address: int, q_stride: int, keys_address: int, values_address: int, out_address: int,
     num_rows: int, num_heads: int, value_dim: int, num_positions: int, num_kv_heads: int, key_dim: int,
     block_size: int, table: Array, pieces: Array, merges: Array, num_unfinished: int,

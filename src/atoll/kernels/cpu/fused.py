@@ -15,23 +15,23 @@ from atoll.kernels.cpu.values import FAST, Array, like, pointer, to_float32
 KINDS: dict[torch.dtype, Array] = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
 """Dtypes that the kernels compute, and the numpy type in which they see them."""
 
-# Numbers for which another thread is worth waking.
-_PER_THREAD = 16384
+PER_THREAD = 16384
+"""Numbers for which another thread is worth waking."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: [tokens, n], weight: [n], both contiguous and of one dtype."""
     out = torch.empty_like(x)
-    num_threads(1 + x.numel() // _PER_THREAD)
-    _rms_norm(KINDS[x.dtype], x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, float(eps))
+    num_threads(1 + x.numel() // PER_THREAD)
+    rms_norm_kernel(KINDS[x.dtype], x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, float(eps))
     return out
 
 
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x, y: [tokens, n], weight: [n], all contiguous and of one dtype."""
     total, out = torch.empty_like(x), torch.empty_like(x)
-    num_threads(1 + x.numel() // _PER_THREAD)
-    _add_rms_norm(
+    num_threads(1 + x.numel() // PER_THREAD)
+    add_rms_norm_kernel(
         KINDS[x.dtype], x.data_ptr(), y.data_ptr(), weight.data_ptr(), total.data_ptr(), out.data_ptr(), *x.shape,
         float(eps),
     )  # fmt: skip
@@ -42,15 +42,15 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up: [tokens, 2 * n], contiguous."""
     tokens, width = gate_up.shape
     out = gate_up.new_empty(tokens, width // 2)
-    num_threads(1 + gate_up.numel() // _PER_THREAD)
-    _silu_mul(KINDS[out.dtype], gate_up.data_ptr(), out.data_ptr(), tokens, width // 2)
+    num_threads(1 + gate_up.numel() // PER_THREAD)
+    silu_mul_kernel(KINDS[out.dtype], gate_up.data_ptr(), out.data_ptr(), tokens, width // 2)
     return out
 
 
 def rms_norm_backward(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
     """The gradient of x. x, grad: [tokens, n], weight: [n], all contiguous and of one dtype."""
     out = torch.empty_like(x)
-    num_threads(1 + x.numel() // _PER_THREAD)
+    num_threads(1 + x.numel() // PER_THREAD)
     _rms_norm_backward(
         KINDS[x.dtype], x.data_ptr(), weight.data_ptr(), grad.data_ptr(), out.data_ptr(), *x.shape, float(eps)
     )
@@ -60,7 +60,7 @@ def rms_norm_backward(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> Te
 def gate_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up. gate, up: [tokens, n], contiguous and of one dtype."""
     out = torch.empty_like(gate)
-    num_threads(1 + gate.numel() // _PER_THREAD)
+    num_threads(1 + gate.numel() // PER_THREAD)
     _gate_mul(KINDS[gate.dtype], gate.data_ptr(), up.data_ptr(), out.data_ptr(), *gate.shape)
     return out
 
@@ -68,7 +68,7 @@ def gate_mul(gate: Tensor, up: Tensor) -> Tensor:
 def gate_mul_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of gate and up. gate, up, grad: [tokens, n], contiguous and of one dtype."""
     of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
-    num_threads(1 + gate.numel() // _PER_THREAD)
+    num_threads(1 + gate.numel() // PER_THREAD)
     _gate_mul_backward(
         KINDS[gate.dtype], gate.data_ptr(), up.data_ptr(), grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
         *gate.shape,
@@ -80,8 +80,8 @@ def rope_store(
     qkv: Tensor, cos: Tensor, sin: Tensor, kv_index: Tensor, keys: Tensor, values: Tensor, num_heads: int
 ) -> None:
     """As `kernels.fused.rope_store` says; all contiguous and of one dtype."""
-    num_threads(1 + qkv.numel() // _PER_THREAD)
-    _rope_store(
+    num_threads(1 + qkv.numel() // PER_THREAD)
+    rope_store_kernel(
         KINDS[qkv.dtype], qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_index.data_ptr(), keys.data_ptr(),
         values.data_ptr(), qkv.shape[0], num_heads, *keys.shape,
     )  # fmt: skip
@@ -99,7 +99,7 @@ def _norm_row(x: Array, weight: Array, eps: np.float32, out: Array) -> None:
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _rms_norm(
+def rms_norm_kernel(
     kind: Array, x_address: int, weight_address: int, out_address: int, num_rows: int, width: int, eps: float
 ) -> None:  # fmt: skip
     x = carray(pointer(x_address), (num_rows, width), kind.dtype)
@@ -138,7 +138,7 @@ def _rms_norm_backward(
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _add_rms_norm(
+def add_rms_norm_kernel(
     kind: Array, x_address: int, y_address: int, weight_address: int, total_address: int, out_address: int,
     num_rows: int, width: int, eps: float,
 ) -> None:  # fmt: skip
@@ -164,7 +164,7 @@ def _silu_row(gates: Array, up: Array, out: Array) -> None:
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _silu_mul(kind: Array, gate_up_address: int, out_address: int, num_rows: int, width: int) -> None:
+def silu_mul_kernel(kind: Array, gate_up_address: int, out_address: int, num_rows: int, width: int) -> None:
     gate_up = carray(pointer(gate_up_address), (num_rows, 2 * width), kind.dtype)
     out = carray(pointer(out_address), (num_rows, width), kind.dtype)
     for row in prange(num_rows):
@@ -221,7 +221,7 @@ def _rotate(heads: Array, row: int, head: int, cos: Array, sin: Array) -> None:
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _rope_store(
+def rope_store_kernel(
     kind: Array, qkv_address: int, cos_address: int, sin_address: int, kv_index_address: int, keys_address: int,
     values_address: int, num_rows: int, num_heads: int, num_positions: int, num_kv_heads: int, dim: int,
 ) -> None:  # fmt: skip

@@ -74,14 +74,16 @@ def find_blocks(packed: Tensor, weight: Tensor) -> Blocks | None:
 def multiply(x: Tensor, blocks: Blocks, bias: Array) -> Tensor:
     """x @ weight.T + bias. x: [tokens, in_features], of the weight's dtype. bias: [out_features], float32."""
     x, y = x.contiguous(), x.new_empty(len(x), len(bias))
-    in_features = x.shape[1]
-    # So many products oneDNN adds up by themselves, unless there is one row only.
-    chunk = 512 if in_features <= 1024 else 1024
-    _multiply(
-        KINDS[x.dtype], x.data_ptr(), len(x), in_features, chunk, blocks.address, blocks.bytes_per_block,
+    multiply_kernel(
+        KINDS[x.dtype], x.data_ptr(), *x.shape, chunk_of(x.shape[1]), blocks.address, blocks.bytes_per_block,
         bias, y.data_ptr(), num_threads(-(-len(bias) // CHANNELS)),
     )  # fmt: skip
     return y
+
+
+def chunk_of(in_features: int) -> int:
+    """So many products oneDNN adds up by themselves, unless there is one row only."""
+    return 512 if in_features <= 1024 else 1024
 
 
 @intrinsic
@@ -201,7 +203,7 @@ def dot_tile(
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _multiply(
+def multiply_kernel(
     kind: Array, rows: int, num_rows: int, in_features: int, chunk: int, weights: int, bytes_per_block: int,
     bias: Array, y_address: int, num_threads: int,
 ) -> None:  # fmt: skip

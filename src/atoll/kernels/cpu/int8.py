@@ -28,7 +28,10 @@ _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
 class Int8Linear:
-    """A linear layer with a scale for each output channel."""
+    """A linear layer with a scale for each output channel.
+
+    blocks: where the packed codes lie for `gemv`, or None. excess: [out_features] int32, what its zero point adds.
+    """
 
     def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> None:
         """codes: [out_features, in_features] int8. scales: [out_features] float32; weight = codes * scales[:, None]."""
@@ -36,14 +39,15 @@ class Int8Linear:
         self.num_bytes = codes.numel() + 4 * self.out_features
         self._scales = scales.float().contiguous()
         self._bias = torch.zeros(self.out_features) if bias is None else bias.detach().float().contiguous()
-        self._channels = as_numpy(self._scales), as_numpy(self._bias)
+        self.scales, self.bias = as_numpy(self._scales), as_numpy(self._bias)
+        self.blocks: gemv.Blocks | None = None
         # Without VNNI oneDNN adds in 16 bits, which saturates.
         if torch.cpu._is_vnni_supported():
             codes = codes.contiguous()
             self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
-            self._blocks = gemv.find_blocks(self._packed, codes)
+            self.blocks = gemv.find_blocks(self._packed, codes)
             self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
-            self._excess = as_numpy(_ZERO_POINT * codes.sum(dim=1, dtype=torch.int32))
+            self.excess = as_numpy(_ZERO_POINT * codes.sum(dim=1, dtype=torch.int32))
         else:
             self._codes = as_numpy(codes.contiguous())
             self._packed = None
@@ -53,13 +57,13 @@ class Int8Linear:
         x = x.contiguous()
         if self._packed is None:
             y = x.new_empty(len(x), self.out_features)
-            _multiply(as_numpy(x), self._codes, *self._channels, as_numpy(y), num_threads())
+            _multiply(as_numpy(x), self._codes, self.scales, self.bias, as_numpy(y), num_threads())
             return y
-        if self._blocks is not None and len(x) <= gemv.FEW_ROWS:
+        if self.blocks is not None and len(x) <= gemv.FEW_ROWS:
             y = x.new_empty(len(x), self.out_features)
-            _multiply_blocks(
-                KINDS[x.dtype], x.data_ptr(), *x.shape, self._blocks.address, self._blocks.bytes_per_block,
-                self._excess, *self._channels, y.data_ptr(), num_threads(),
+            multiply_blocks_kernel(
+                KINDS[x.dtype], x.data_ptr(), *x.shape, self.blocks.address, self.blocks.bytes_per_block,
+                self.excess, self.scales, self.bias, y.data_ptr(), num_threads(),
             )  # fmt: skip
             return y
         codes = torch.empty(padded(len(x)), self.in_features, dtype=torch.uint8)
@@ -151,7 +155,7 @@ def _multiply(x: Array, weight: Array, scales: Array, bias: Array, y: Array, num
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _multiply_blocks(
+def multiply_blocks_kernel(
     kind: Array, x_address: int, num_rows: int, in_features: int, weights: int, bytes_per_block: int, excess: Array,
     scales: Array, bias: Array, y_address: int, num_threads: int,
 ) -> None:  # fmt: skip

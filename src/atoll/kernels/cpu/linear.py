@@ -16,22 +16,26 @@ _PACKED_FOR_ROWS = 32
 
 
 class DenseLinear:
-    """A linear layer of float32 or bfloat16 weights in oneDNN's own layout."""
+    """A linear layer of float32 or bfloat16 weights in oneDNN's own layout.
+
+    blocks: where they lie for `gemv`, or None. offsets: [out_features] float32, the bias or zeros.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: [out_features, in_features]. bias: [out_features] or None, of the same dtype."""
         self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
         self.num_bytes = weight.numel() * weight.element_size()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR_ROWS)
-        self._blocks = gemv.find_blocks(self._packed, weight.detach())
+        self.blocks = gemv.find_blocks(self._packed, weight.detach())
         self._bias = None if bias is None else bias.detach()
         offsets = torch.zeros(self.out_features) if bias is None else bias.detach().float()
-        self._offsets = as_numpy(offsets.contiguous())
+        self.offsets = as_numpy(offsets.contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, in_features]. Returns [tokens, out_features]; both of the weight's dtype."""
-        if self._blocks is not None and len(x) <= gemv.FEW_ROWS:
-            return gemv.multiply(x, self._blocks, self._offsets)
+        if self.blocks is not None and len(x) <= gemv.FEW_ROWS:
+            return gemv.multiply(x, self.blocks, self.offsets)
         return product(x, self._packed, self._bias)
 
 

@@ -28,7 +28,7 @@ def add_group(x: Tensor, y: Tensor, segments: Array, table: LoraTable) -> None:
 
     segments: [n, 3] int64 (slot, start, stop), slot -1 for none.
     """
-    _add_group(
+    add_group_kernel(
         as_numpy(x.contiguous()), as_numpy(y), segments, table.addresses, table.ranks, table.scalings, table.columns,
         table.kind, num_threads(),
     )  # fmt: skip
@@ -103,7 +103,7 @@ def _cost(segment: Array, module: int, ranks: Array, in_features: int, columns: 
 
 
 @njit(fastmath=FAST, nogil=True, parallel=True, cache=True)
-def _add_group(
+def add_group_kernel(
     x: Array,
     y: Array,
     segments: Array,

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import sys
 import threading
+from typing import Any
 
 import torch
-from numba import config
+from numba import config, types
 from numba.np.ufunc import parallel
 
 from atoll.kernels.openmp import share_library
@@ -17,6 +18,10 @@ config.THREADING_LAYER = "omp"
 
 _MOST: int = config.NUMBA_NUM_THREADS
 _set = threading.local()
+
+
+set_num_threads: Any = types.ExternalFunction("set_num_threads", types.void(types.intc))
+"""The same from inside of a kernel, which has to set it back; numba.set_num_threads would keep it from being cached."""
 
 
 def num_threads(at_most: int = sys.maxsize) -> int:

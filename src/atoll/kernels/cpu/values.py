@@ -25,7 +25,8 @@ FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None els
 CACHE_LINE = 64
 """Bytes that memory gives at once."""
 
-_COMPILED_ONLY = "numba compiles this into kernels; Python cannot call it"
+COMPILED_ONLY = "numba compiles this into kernels; Python cannot call it"
+"""What a function says that only kernels can call."""
 
 
 def as_numpy(tensor: Tensor) -> Array:
@@ -36,12 +37,12 @@ def as_numpy(tensor: Tensor) -> Array:
 
 def to_float32(value: Any) -> Any:
     """A float32, or a bfloat16 held as uint16, as float32; for kernels."""
-    raise RuntimeError(_COMPILED_ONLY)
+    raise RuntimeError(COMPILED_ONLY)
 
 
 def like(value: Any, example: Any) -> Any:
     """A float32 in the type of `example`, rounded to the nearest even bfloat16 where that is uint16; for kernels."""
-    raise RuntimeError(_COMPILED_ONLY)
+    raise RuntimeError(COMPILED_ONLY)
 
 
 @overload(to_float32)
@@ -75,17 +76,17 @@ def begin_sum(row: Any, scratch: Any) -> None:
 
     Float32 is summed in place. Where the row is bfloat16 the sum grows in `scratch` until `end_sum`.
     """
-    raise RuntimeError(_COMPILED_ONLY)
+    raise RuntimeError(COMPILED_ONLY)
 
 
 def running_sum(row: Any, scratch: Any) -> Any:
     """The float32 array to add to between `begin_sum` and `end_sum`."""
-    raise RuntimeError(_COMPILED_ONLY)
+    raise RuntimeError(COMPILED_ONLY)
 
 
 def end_sum(row: Any, scratch: Any) -> None:
     """Put the sum into `row`."""
-    raise RuntimeError(_COMPILED_ONLY)
+    raise RuntimeError(COMPILED_ONLY)
 
 
 @overload(begin_sum)
