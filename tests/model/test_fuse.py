@@ -148,7 +148,10 @@ def test_eight_bits_stay_close_and_differ() -> None:
     assert 0 < error < 0.05
 
 
-@pytest.mark.skipif("+avx512f" not in FEATURES, reason="other processors have no kernel for a whole layer")
+@pytest.mark.skipif(
+    not {"+avx512f", "+avx512bf16", "+avx512vnni"} <= FEATURES,
+    reason="other processors have no kernel for all of these",
+)
 @pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])

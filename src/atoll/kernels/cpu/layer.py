@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from atoll.kernels.cpu import attention, fused, gemv, int8, lora
 from atoll.kernels.cpu.linear import DenseLinear
 from atoll.kernels.cpu.threads import num_threads, set_num_threads
 from atoll.kernels.cpu.values import COMPILED_ONLY, Array, like, pointer, to_float32
-from atoll.kernels.linear import PackedLinear
-from atoll.kernels.lora import LoraTable
+
+if TYPE_CHECKING:
+    from atoll.kernels.linear import PackedLinear
+    from atoll.kernels.lora import LoraTable
 
 Norm = tuple[Tensor, float]
 """The weight and the epsilon of an RMSNorm."""
