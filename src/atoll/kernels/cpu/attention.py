@@ -9,17 +9,17 @@ of threads change no bit. Source: flash decoding (https://pytorch.org/blog/flash
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import carray, njit, prange, types
-from numba.extending import intrinsic
+from numba import carray, njit, prange
 from torch import Tensor
 
+from atoll.kernels.cpu.attention_vectors import MAX_HEADS, add_four, score_four
 from atoll.kernels.cpu.exp import exp
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import CACHE_LINE, FAST, Array, like, pointer, prefetch, to_float32
+from atoll.kernels.cpu.values import FAST, LANES, Array, like, pointer, to_float32
 
 PART = 128
 # Work for which another thread is worth waking.
@@ -91,58 +91,49 @@ def decode(
     )  # fmt: skip
 
 
-@intrinsic
-def _fetch(typing_context: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of a C-contiguous array's element `index`, counted flat, before it is needed."""
+@njit(fastmath=FAST, nogil=True)
+def _score(queries: Array, keys: Array, group: int, row: int, scores: Array, t: int, count: int, ahead: int) -> None:
+    """scores[:, t : t + count] = queries @ keys[row : row + count]; the rest of four are repeats.
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        prefetch(builder, builder.gep(data, [arguments[1]]))
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
-
-
-@njit(nogil=True)
-def _fetch_rows(array: Array, row: int, count: int) -> None:
-    size = array.shape[1] * array.shape[2]
-    for place in range(row * size, (row + count) * size, CACHE_LINE // array.itemsize):
-        _fetch(array, place)
+    ahead: how many bytes from here lies what to ask memory for meanwhile.
+    """
+    dim, num_kv_heads = keys.shape[2], keys.shape[1]
+    size, query_size, score_size = dim * keys.itemsize, dim * queries.itemsize, scores.strides[0]
+    i1, i2, i3 = min(1, count - 1), min(2, count - 1), min(3, count - 1)
+    row_size = num_kv_heads * size
+    for kv_head in range(num_kv_heads):
+        key = keys.ctypes.data + row * row_size + kv_head * size
+        for head in range(kv_head * group, kv_head * group + group, MAX_HEADS):
+            score_four(
+                keys, queries.ctypes.data + head * query_size, min(MAX_HEADS, kv_head * group + group - head), dim,
+                key, key + i1 * row_size, key + i2 * row_size, key + i3 * row_size,
+                scores.ctypes.data + head * score_size + t * scores.itemsize, score_size, ahead,
+            )  # fmt: skip
+        for d in range(dim // LANES * LANES, dim):
+            for head in range(kv_head * group, kv_head * group + group):
+                for i in range(count):
+                    scores[head, t + i] += queries[head, d] * to_float32(keys[row + i, kv_head, d])
 
 
 @njit(fastmath=FAST, nogil=True)
-def _score(queries: Array, thread: int, keys: Array, row: int, scores: Array, t: int, count: int) -> None:
-    """scores[thread, :, t : t + count] = queries[thread] @ keys[row : row + count]; the rest of four are repeats."""
-    group = queries.shape[1] // keys.shape[1]
-    row1, row2, row3 = row + min(1, count - 1), row + min(2, count - 1), row + min(3, count - 1)
-    for kv_head in range(keys.shape[1]):
-        for head in range(kv_head * group, kv_head * group + group):
-            s0 = s1 = s2 = s3 = np.float32(0)
-            for d in range(keys.shape[2]):
-                q = queries[thread, head, d]
-                s0 += q * to_float32(keys[row, kv_head, d])
-                s1 += q * to_float32(keys[row1, kv_head, d])
-                s2 += q * to_float32(keys[row2, kv_head, d])
-                s3 += q * to_float32(keys[row3, kv_head, d])
-            scores[thread, head, t], scores[thread, head, t + 1] = s0, s1
-            scores[thread, head, t + 2], scores[thread, head, t + 3] = s2, s3
-
-
-@njit(fastmath=FAST, nogil=True)
-def _add(sums: Array, state: int, values: Array, row: int, weights: Array, thread: int, t: int, count: int) -> None:
-    """sums[state] += weights[thread, :, t : t + count] @ values[row : row + count]."""
-    group, none = sums.shape[1] // values.shape[1], np.float32(0)
-    row1, row2, row3 = row + min(1, count - 1), row + min(2, count - 1), row + min(3, count - 1)
-    for kv_head in range(values.shape[1]):
-        for head in range(kv_head * group, kv_head * group + group):
-            w0 = weights[thread, head, t]
-            w1 = weights[thread, head, t + 1] if count > 1 else none
-            w2 = weights[thread, head, t + 2] if count > 2 else none
-            w3 = weights[thread, head, t + 3] if count > 3 else none
-            for d in range(values.shape[2]):
-                near = w0 * to_float32(values[row, kv_head, d]) + w1 * to_float32(values[row1, kv_head, d])
-                far = w2 * to_float32(values[row2, kv_head, d]) + w3 * to_float32(values[row3, kv_head, d])
-                sums[state, head, d] += near + far
+def _add(sums: Array, values: Array, group: int, row: int, weights: Array, t: int, count: int, ahead: int) -> None:
+    """sums += weights[:, t : t + count] @ values[row : row + count]. ahead: as for `_score`."""
+    dim, num_kv_heads = values.shape[2], values.shape[1]
+    size, sum_size, weight_size = dim * values.itemsize, dim * sums.itemsize, weights.strides[0]
+    row_size = num_kv_heads * size
+    done = dim // LANES * LANES if count == 4 else 0
+    for kv_head in range(num_kv_heads):
+        first, stop = kv_head * group, kv_head * group + group
+        for head in range(first, stop if done > 0 else first, MAX_HEADS):
+            add_four(
+                values, sums.ctypes.data + head * sum_size, min(MAX_HEADS, stop - head), dim,
+                values.ctypes.data + row * row_size + kv_head * size, row_size,
+                weights.ctypes.data + head * weight_size + t * weights.itemsize, weight_size, ahead,
+            )  # fmt: skip
+        for head in range(first, stop if done < dim else first):
+            for i in range(count):
+                for d in range(done, dim):
+                    sums[head, d] += weights[head, t + i] * to_float32(values[row + i, kv_head, d])
 
 
 @njit(fastmath=True, nogil=True)
@@ -155,57 +146,53 @@ def highest_of(scores: Array) -> np.float32:
 
 
 @njit(fastmath=FAST, nogil=True)
-def _weigh(
-    scores: Array, thread: int, count: int, softcap: np.float32, highest: Array, total: Array, state: int
-) -> None:
-    """Turn scores into weights relative to the highest; keep that and the sum of the weights."""
-    for head in range(scores.shape[1]):
+def _weigh(scores: Array, count: int, softcap: np.float32, highest: Array, total: Array) -> None:
+    """Turn scores into weights relative to the highest; keep that and the sum of the weights, for each head."""
+    for head in range(len(scores)):
         if softcap > 0:
             for t in range(count):
-                scores[thread, head, t] = np.tanh(scores[thread, head, t] / softcap) * softcap
-        best, sum_of_weights = highest_of(scores[thread, head, :count]), np.float32(0)
+                scores[head, t] = np.tanh(scores[head, t] / softcap) * softcap
+        best, sum_of_weights = highest_of(scores[head, :count]), np.float32(0)
         for t in range(count):
-            weight = exp(scores[thread, head, t] - best)
-            scores[thread, head, t] = weight
+            weight = exp(scores[head, t] - best)
+            scores[head, t] = weight
             sum_of_weights += weight
-        highest[state, head], total[state, head] = best, sum_of_weights
+        highest[head], total[head] = best, sum_of_weights
 
 
 @njit(fastmath=FAST, nogil=True)
 def _score_part(
-    queries: Array, thread: int, keys: Array, values: Array, blocks: Array, block_size: int, start: int, stop: int,
-    scores: Array,
-) -> None:  # fmt: skip
-    """scores[thread, :, : stop - start] for the positions [start, stop)."""
-    position = start
+    queries: Array, keys: Array, values: Array, blocks: Array, block_size: int, start: int, stop: int, scores: Array
+) -> None:
+    """scores[:, : stop - start] for the positions [start, stop)."""
+    position, group = start, len(queries) // keys.shape[1]
     while position < stop:
         end = min((position // block_size + 1) * block_size, stop)
         row = blocks[position // block_size] * block_size + position % block_size - position
         # Blocks lie anywhere, and the processor cannot guess the next one. After the last keys come the first values.
         after = end if end < stop else start
-        ahead = blocks[after // block_size] * block_size + after % block_size - position
+        ahead = (blocks[after // block_size] * block_size + after % block_size - position - row) * keys.strides[0]
+        if end == stop:
+            ahead += values.ctypes.data - keys.ctypes.data
         while position < end:
             count = min(end - position, 4)
-            _fetch_rows(keys if end < stop else values, ahead + position, count)
-            _score(queries, thread, keys, row + position, scores, position - start, count)
+            _score(queries, keys, group, row + position, scores, position - start, count, ahead)
             position += count
 
 
 @njit(fastmath=FAST, nogil=True)
 def _add_part(
-    sums: Array, state: int, values: Array, blocks: Array, block_size: int, start: int, stop: int, weights: Array,
-    thread: int,
-) -> None:  # fmt: skip
-    """sums[state] += weights[thread, :, : stop - start] @ the values of the positions [start, stop)."""
-    position = start
+    sums: Array, values: Array, blocks: Array, block_size: int, start: int, stop: int, weights: Array
+) -> None:
+    """sums += weights[:, : stop - start] @ the values of the positions [start, stop)."""
+    position, group = start, len(sums) // values.shape[1]
     while position < stop:
         end = min((position // block_size + 1) * block_size, stop)
         row = blocks[position // block_size] * block_size + position % block_size - position
-        ahead = blocks[end // block_size] * block_size - position if end < stop else row
+        ahead = (blocks[end // block_size] * block_size - position - row) * values.strides[0] if end < stop else 0
         while position < end:
             count = min(end - position, 4)
-            _fetch_rows(values, ahead + position, count)
-            _add(sums, state, values, row + position, weights, thread, position - start, count)
+            _add(sums, values, group, row + position, weights, position - start, count, ahead)
             position += count
 
 
@@ -227,7 +214,7 @@ def _finish(highest: Array, total: Array, sums: Array, first: int, stop: int, ou
 
 @njit(fastmath=FAST, nogil=True)
 def _run(
-    piece: Array, thread: int, state: int, q: Array, keys: Array, values: Array, table: Array, block_size: int,
+    piece: Array, state: int, q: Array, keys: Array, values: Array, table: Array, block_size: int,
     scale: np.float32, softcap: np.float32, window: int, queries: Array, scores: Array, highest: Array, total: Array,
     sums: Array,
 ) -> None:  # fmt: skip
@@ -236,12 +223,12 @@ def _run(
     start = max(piece[2], piece[4] - window)
     highest[state], total[state], sums[state] = LOWEST, 0, 0
     if start < stop:
-        for head in range(queries.shape[1]):
-            for d in range(queries.shape[2]):
-                queries[thread, head, d] = to_float32(q[piece[1], head * queries.shape[2] + d]) * scale
-        _score_part(queries, thread, keys, values, blocks, block_size, start, stop, scores)
-        _weigh(scores, thread, stop - start, softcap, highest, total, state)
-        _add_part(sums, state, values, blocks, block_size, start, stop, scores, thread)
+        for head in range(queries.shape[0]):
+            for d in range(queries.shape[1]):
+                queries[head, d] = to_float32(q[piece[1], head * queries.shape[1] + d]) * scale
+        _score_part(queries, keys, values, blocks, block_size, start, stop, scores)
+        _weigh(scores, stop - start, softcap, highest[state], total[state])
+        _add_part(sums[state], values, blocks, block_size, start, stop, scores)
 
 
 @njit(nogil=True)
@@ -258,8 +245,8 @@ def _take_turns(
             piece = pieces[i]
             state = piece[5] if piece[5] >= 0 else num_unfinished + thread
             _run(
-                piece, thread, state, q, keys, values, table, block_size, scale, softcap, window, queries, scores,
-                highest, total, sums,
+                piece, state, q, keys, values, table, block_size, scale, softcap, window, queries, scores, highest,
+                total, sums,
             )  # fmt: skip
             if piece[5] < 0:
                 _finish(highest, total, sums, state, state + 1, out, piece[1])
@@ -277,13 +264,12 @@ def decode_kernel(
     keys = carray(pointer(keys_address), (num_positions, num_kv_heads, key_dim), kind.dtype)
     values = carray(pointer(values_address), (num_positions, num_kv_heads, value_dim), kind.dtype)
     out = carray(pointer(out_address), (num_rows, num_heads, value_dim), kind.dtype)
-    queries = np.empty((num_threads, num_heads, key_dim), np.float32)
-    scores = np.empty((num_threads, num_heads, PART + 3), np.float32)
     highest = np.empty((num_unfinished + num_threads, num_heads), np.float32)
     total = np.empty((num_unfinished + num_threads, num_heads), np.float32)
     sums = np.empty((num_unfinished + num_threads, num_heads, value_dim), np.float32)
     factor, cap = np.float32(scale), np.float32(softcap)
     for thread in prange(num_threads):
+        queries, scores = np.empty((num_heads, key_dim), np.float32), np.empty((num_heads, PART + 3), np.float32)
         _take_turns(
             np.int64(thread), num_threads, q, keys, values, out, block_size, table, pieces, num_unfinished, factor,
             cap, window, queries, scores, highest, total, sums,

@@ -10,7 +10,7 @@ arXiv 2307.08691.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +23,14 @@ from atoll.kernels.cpu.attention import LOWEST, NO_WINDOW, highest_of
 from atoll.kernels.cpu.exp import exp
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import FAST, FEATURES, Array, like, pointer, spread, to_float32
+from atoll.kernels.cpu.values import FAST, INDEX, LANES, VECTOR, Array, like, multiply_add, pointer, spread, to_float32
 
 PART = 128
 QUERIES = 64
 _ROWS = 4
 # Of the 32 registers of AVX-512, 16 hold a tile's sums; of the 16 of AVX2, 8.
-_LANES, _NUM_VECTORS = (16, 4) if "+avx512f" in FEATURES else (8, 2)
-_COLUMNS = _LANES * _NUM_VECTORS
+_NUM_VECTORS = LANES // 4
+_COLUMNS = LANES * _NUM_VECTORS
 
 
 class ChunkPlan(NamedTuple):
@@ -89,24 +89,25 @@ def _add_tile(
         sums, sums_bytes, factors, factors_bytes, rows, row_bytes, num_rows = arguments
 
         def at(address: ir.Value, count: ir.Value, size: ir.Value, what: ir.Type, offset: int = 0) -> ir.Value:
-            place = builder.add(builder.add(address, builder.mul(count, size)), _INDEX(offset))
+            place = builder.add(builder.add(address, builder.mul(count, size)), INDEX(offset))
             return builder.inttoptr(place, ir.PointerType(what))
 
-        places = range(0, 4 * _COLUMNS, 4 * _LANES)
-        where = [at(sums, _INDEX(row), sums_bytes, _VECTOR, place) for row in range(_ROWS) for place in places]
+        places = range(0, 4 * _COLUMNS, 4 * LANES)
+        where = [at(sums, INDEX(row), sums_bytes, VECTOR, place) for row in range(_ROWS) for place in places]
         before = [builder.load(address, align=4) for address in where]
         entry, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
-        index, totals = builder.phi(_INDEX), [builder.phi(_VECTOR) for _ in where]
-        loaded = [builder.load(at(rows, index, row_bytes, _VECTOR, place), align=4) for place in places]
+        index, totals = builder.phi(INDEX), [builder.phi(VECTOR) for _ in where]
+        loaded = [builder.load(at(rows, index, row_bytes, VECTOR, place), align=4) for place in places]
         grown = []
         for row in range(_ROWS):
-            start = builder.add(factors, builder.mul(factors_bytes, _INDEX(row)))
-            factor = builder.load(at(start, index, _INDEX(4), ir.FloatType()), align=4)
-            grown += _emit_multiply_add(builder, factor, loaded, totals[row * _NUM_VECTORS : (row + 1) * _NUM_VECTORS])
-        following = builder.add(index, _INDEX(1))
-        index.add_incoming(_INDEX(0), entry)
+            start = builder.add(factors, builder.mul(factors_bytes, INDEX(row)))
+            factor = builder.load(at(start, index, INDEX(4), ir.FloatType()), align=4)
+            everywhere, own = spread(builder, factor, LANES), totals[row * _NUM_VECTORS : (row + 1) * _NUM_VECTORS]
+            grown += [multiply_add(builder, everywhere, x, total) for x, total in zip(loaded, own, strict=True)]
+        following = builder.add(index, INDEX(1))
+        index.add_incoming(INDEX(0), entry)
         index.add_incoming(following, loop)
         for total, start, end in zip(totals, before, grown, strict=True):
             total.add_incoming(start, entry)
@@ -118,20 +119,6 @@ def _add_tile(
         return context.get_dummy_value()
 
     return types.none(*[types.int64] * 7), generate
-
-
-_INDEX = ir.IntType(64)
-_VECTOR = ir.VectorType(ir.FloatType(), _LANES)
-
-
-def _emit_multiply_add(
-    builder: ir.IRBuilder, factor: ir.Value, vectors: Sequence[ir.Value], totals: Sequence[ir.Value]
-) -> list[ir.Value]:
-    """totals + factor * vectors."""
-    name, kind = f"llvm.fmuladd.v{_LANES}f32", ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    everywhere = spread(builder, factor, _LANES)
-    return [builder.call(function, [everywhere, vector, total]) for vector, total in zip(vectors, totals, strict=True)]
 
 
 @njit(nogil=True)
@@ -241,7 +228,7 @@ def _attend(
         queries = np.empty((group, QUERIES, key_dim), np.float32)
         state, sums = np.empty((group, QUERIES, 2), np.float32), np.empty((group, QUERIES, wide), np.float32)
         # Rows a power of two apart would fall on the same lines of the cache.
-        across, down = np.zeros((key_dim, PART + _LANES), np.float32), np.zeros((PART, wide), np.float32)
+        across, down = np.zeros((key_dim, PART + LANES), np.float32), np.zeros((PART, wide), np.float32)
         scores = np.empty((_ROWS, PART), np.float32)
         for unit in range(thread, len(pieces) * num_kv_heads, num_threads):
             piece = pieces[unit // num_kv_heads]

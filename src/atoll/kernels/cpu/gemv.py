@@ -22,7 +22,7 @@ from torch import Tensor
 
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import CACHE_LINE, FEATURES, Array, like, pointer, prefetch, spread
+from atoll.kernels.cpu.values import CACHE_LINE, FEATURES, INDEX, Array, like, pointer, prefetch, spread
 
 CHANNELS = 64
 """Output channels of a block."""
@@ -101,7 +101,7 @@ def _dot_rows(
             case = builder.append_basic_block()
             cases.add_case(count, case)
             builder.position_at_end(case)
-            starts = [builder.add(rows, builder.mul(row_bytes, ir.Constant(_INDEX, row))) for row in range(count)]
+            starts = [builder.add(rows, builder.mul(row_bytes, ir.Constant(INDEX, row))) for row in range(count)]
             # Where there are fewer rows, nothing is done meanwhile: memory is read in the order in which it lies.
             _emit_steps(builder, kind.dtype, weights, starts, num_steps, sums, ahead if count > 3 else None)
             builder.branch(done)
@@ -111,7 +111,6 @@ def _dot_rows(
     return types.none(kind, *[types.int64] * 7), generate
 
 
-_INDEX = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
@@ -130,23 +129,23 @@ def _emit_steps(
     before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
     builder.branch(loop)
     builder.position_at_end(loop)
-    step = builder.phi(_INDEX)
+    step = builder.phi(INDEX)
     totals = [[builder.phi(totals_type) for _ in range(CHANNELS // _LANES)] for _ in rows]
-    offset = builder.mul(step, ir.Constant(_INDEX, _STEP_BYTES))
+    offset = builder.mul(step, ir.Constant(INDEX, _STEP_BYTES))
     loaded = [
-        builder.load(at(weights, builder.add(offset, ir.Constant(_INDEX, first)), numbers), align=4)
+        builder.load(at(weights, builder.add(offset, ir.Constant(INDEX, first)), numbers), align=4)
         for first in range(0, _STEP_BYTES, 4 * _LANES)
     ]
     if ahead is not None:
-        prefetch(builder, at(ahead, builder.mul(step, ir.Constant(_INDEX, CACHE_LINE)), ir.IntType(8)))
+        prefetch(builder, at(ahead, builder.mul(step, ir.Constant(INDEX, CACHE_LINE)), ir.IntType(8)))
     grown = []
     for row, row_totals in zip(rows, totals, strict=True):
-        value = builder.load(at(row, builder.mul(step, ir.Constant(_INDEX, 4)), number), align=4)
+        value = builder.load(at(row, builder.mul(step, ir.Constant(INDEX, 4)), number), align=4)
         values = spread(builder, value, _LANES)
         pairs = zip(row_totals, loaded, strict=True)
         grown += [_emit_multiply_add(builder, kind, total, values, weights) for total, weights in pairs]
-    next_step = builder.add(step, ir.Constant(_INDEX, 1))
-    step.add_incoming(ir.Constant(_INDEX, 0), before)
+    next_step = builder.add(step, ir.Constant(INDEX, 1))
+    step.add_incoming(ir.Constant(INDEX, 0), before)
     step.add_incoming(next_step, loop)
     for total, sum_after in zip(itertools.chain(*totals), grown, strict=True):
         total.add_incoming(ir.Constant(totals_type, None), before)
@@ -154,7 +153,7 @@ def _emit_steps(
     builder.cbranch(builder.icmp_signed("<", next_step, num_steps), loop, after)
     builder.position_at_end(after)
     for place, sum_after in enumerate(grown):
-        builder.store(sum_after, at(sums, ir.Constant(_INDEX, 4 * _LANES * place), totals_type), align=4)
+        builder.store(sum_after, at(sums, ir.Constant(INDEX, 4 * _LANES * place), totals_type), align=4)
 
 
 def _emit_multiply_add(

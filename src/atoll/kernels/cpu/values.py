@@ -22,6 +22,13 @@ FAST = {"reassoc", "contract", "nsz"}
 FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
 """What the processor that numba compiles for has, in LLVM's names."""
 
+INDEX = ir.IntType(64)
+"""An address or a count, in LLVM's words."""
+
+LANES = 16 if "+avx512f" in FEATURES else 8
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
+"""A register of float32, in LLVM's words."""
+
 CACHE_LINE = 64
 """Bytes that memory gives at once."""
 
@@ -139,6 +146,13 @@ def spread(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     empty, lane = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), ir.IntType(32)
     first = builder.insert_element(empty, value, lane(0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(lane, lanes), [0] * lanes))
+
+
+def multiply_add(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Value) -> ir.Value:
+    """x * y + total of a VECTOR each, in one instruction where the processor has it; for intrinsics."""
+    name, kind = f"llvm.fmuladd.v{LANES}f32", ir.FunctionType(VECTOR, [VECTOR] * 3)
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, [x, y, total])
 
 
 def prefetch(builder: ir.IRBuilder, place: ir.Value) -> None:
