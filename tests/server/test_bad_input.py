@@ -165,6 +165,14 @@ def test_lorax_tolerates_nulls_and_keys_that_it_never_had(client: httpx.Client) 
     assert client.post("/", json={"inputs": "x", "parameters": None, "stream": None}).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["adapter_id", "adapter_source", "merged_adapters", "api_token", "colour"])
+def test_embed_tolerates_nulls_and_keys_that_it_never_had(client: httpx.Client, name: str) -> None:
+    plain = client.post("/embed", json={"inputs": "x"}).json()
+    for parameters in ({name: None}, None):
+        response = client.post("/embed", json={"inputs": "x", "parameters": parameters, "x": None})
+        assert (response.status_code, response.json()) == (200, plain)
+
+
 WRONG_OPENAI: list[tuple[str, dict[str, Any], str]] = [
     (OPENAI, {"max_tokens": 0}, "max_tokens"),
     (OPENAI, {"max_tokens": "3"}, "max_tokens"),

@@ -57,6 +57,15 @@ def test_a_merge_is_handed_on_as_it_was_asked_for() -> None:
     )
 
 
+@pytest.mark.parametrize("unset", [{}, {"weights": None}], ids=str)
+@pytest.mark.parametrize("name", ["density", "majority_sign_method", "merge_strategy", "colour"])
+def test_a_merge_needs_its_ids_alone(unset: dict[str, Any], name: str) -> None:
+    merged = {"ids": ["a", "b"], **unset, name: None}
+    assert body(merged_adapters=merged).ask().merge == MergeAsk(ids=("a", "b"), weights=())
+    embed = EmbedBody.model_validate({"inputs": "x", "parameters": {"merged_adapters": merged}})
+    assert embed.ask().merge == MergeAsk(ids=("a", "b"), weights=())
+
+
 @pytest.mark.parametrize(
     ("merged", "message"),
     [

@@ -53,7 +53,8 @@ def test_latencies_tokens_and_adapters_are_counted(tmp_path: Path) -> None:
     for name in ("queue", "time_to_first_token", "request"):
         assert found[f"atoll_{name}_seconds_count"] == 4
     assert found["atoll_request_seconds_sum"] >= found["atoll_time_to_first_token_seconds_sum"] > 0
-    assert found["lorax_request_inference_duration_count"] == 4
+    assert found["lorax_request_inference_duration_count"] == found["lorax_request_validation_duration_count"] == 4
+    assert 0 < found["lorax_request_validation_duration_sum"] < 4 * 20
     num_prompt = found["atoll_tokens_total,adapter=alpha,kind=prompt"]
     assert 0 < found["atoll_tokens_total,adapter=alpha,kind=cached"] < num_prompt, "the second found the first's blocks"
     assert found["atoll_tokens_total,adapter=beta,kind=cached"] == 0

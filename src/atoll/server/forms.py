@@ -34,17 +34,20 @@ Form = JsonForm | PatternForm
 
 
 class Constraints:
-    """Compiled constraints of one base model, the latest kept; may be used from any thread."""
+    """Compiled constraints of one base model, the latest kept; may be used from any thread.
+
+    Each tenant has its own: how long an answer takes must not tell what form another tenant has asked for.
+    """
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
         self._compiler: ConstraintCompiler | None = None
-        self._kept: OrderedDict[tuple[type[Form], str], TokenConstraint] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, type[Form], str], TokenConstraint] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, form: Form) -> TokenConstraint:
+    def get(self, form: Form, tenant: str) -> TokenConstraint:
         """A constraint at its beginning, for one completion. Raises RequestInvalid for a form that cannot be kept."""
-        key = type(form), form.pattern if isinstance(form, PatternForm) else schema_text(form.schema)
+        key = tenant, type(form), form.pattern if isinstance(form, PatternForm) else schema_text(form.schema)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

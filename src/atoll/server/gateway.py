@@ -73,16 +73,24 @@ class EventStream:
     """The events of one request, on the event loop. Iterate once, and close in any case: closing frees what it holds.
 
     The engine's step thread calls `push`. When more than `max_unread` events wait, the reader is too slow: `overrun` is
-    set and the request ends, so that nobody's unread text fills the memory.
+    set and the request ends, so that nobody's unread text fills the memory. validation_s: what preparing took.
     """
 
     def __init__(
-        self, gateway: Gateway, prepared: Prepared, index: int, caller: Caller, max_unread: int | None
+        self,
+        gateway: Gateway,
+        prepared: Prepared,
+        index: int,
+        caller: Caller,
+        *,
+        max_unread: int | None,
+        validation_s: float,
     ) -> None:
         self.overrun = asyncio.Event()
         self.num_cut_tokens = prepared.num_cut_tokens
         self.request = prepared.request(index, caller, _pusher(weakref.ref(self)))
         self.caller = caller
+        self.validation_s = validation_s
         self._gateway = gateway
         self._max_unread = max_unread
         self._loop = asyncio.get_running_loop()
@@ -227,15 +235,17 @@ class Gateway:
         if self._num_open + count > self.settings.max_open_requests:
             self.metrics.refused("overloaded")
             raise Overloaded(f"{self._num_open} requests are open already", mend="try again in a second")
+        started_s = time.perf_counter()
         self._num_open += count
         opened: list[EventStream] = []
         try:
             prepared = await self._prepare(ask, caller)
             if self._meter is not None:
                 self._meter.admit(caller, len(prepared.prompt_ids) * count)
+            validation_s = time.perf_counter() - started_s
             max_unread = self.settings.max_unread_events if stream else None
             for index in range(count):
-                events = EventStream(self, prepared, index, caller, max_unread)
+                events = EventStream(self, prepared, index, caller, max_unread=max_unread, validation_s=validation_s)
                 self._engine.submit(events.request)
                 opened.append(events)
         except BaseException as error:
@@ -266,7 +276,7 @@ class Gateway:
 
     def finished(self, events: EventStream, finish: FinishEvent) -> None:
         """A request has been answered; its last event is not out yet. Called by the stream alone."""
-        self.metrics.finished(events.request, finish)
+        self.metrics.finished(events.request, finish, events.validation_s)
         note_finish(events.request, finish, self.base.name)
         self._count(events.spent(finish, "ok"))
 

@@ -112,7 +112,6 @@ class Lorax:
         started_s = time.perf_counter()
         count = self._num_answers(body)
         opened = await self._gateway.open_several(body.ask(), caller, count, stream=False)
-        validation_s = time.perf_counter() - started_s
         try:
             drawn = [Answer(*await events.collect()) for events in opened]
         finally:
@@ -123,6 +122,7 @@ class Lorax:
         headers = self._writer.headers(body, request) | cut_header(opened[0])
         content = self._writer.whole(body, request, drawn)
         total_s = time.perf_counter() - started_s
+        validation_s = opened[0].validation_s
         return content, headers | result_headers(drawn[0].finish, validation_s=validation_s, total_s=total_s)
 
     def _num_answers(self, body: GenerateBody) -> int:

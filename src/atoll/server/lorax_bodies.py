@@ -32,8 +32,8 @@ class MergedAdapters(Body):
     model_config = ConfigDict(extra="ignore")
 
     ids: ListOf[_Text] = Field(min_length=1, max_length=MAX_MERGED_ADAPTERS)
-    weights: ListOf[_Weight] = Field(min_length=1, max_length=MAX_MERGED_ADAPTERS)
-    """One for each adapter."""
+    weights: ListOf[_Weight] | None = Field(default=None, min_length=1, max_length=MAX_MERGED_ADAPTERS)
+    """One for each adapter; unset: 1 each."""
     merge_strategy: MergeStrategy = "linear"
     density: float | None = Field(default=None, ge=0, le=1)
     """The share of values that ties, dare_linear and dare_ties keep. They need one above 0; linear ignores it."""
@@ -41,9 +41,9 @@ class MergedAdapters(Body):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if len(self.weights) != len(self.ids):
+        if self.weights is not None and len(self.weights) != len(self.ids):
             what = f"merged_adapters has {len(self.ids)} ids and {len(self.weights)} weights"
-            raise RequestInvalid(what, where="merged_adapters", mend="send one weight for each id")
+            raise RequestInvalid(what, where="merged_adapters", mend="send one weight for each id, or none")
         if self.merge_strategy != "linear" and not self.density:
             raise RequestInvalid(
                 f"the merge strategy {self.merge_strategy} needs a density",
@@ -57,7 +57,7 @@ class MergedAdapters(Body):
         """The same, without dialect."""
         return MergeAsk(
             ids=tuple(self.ids),
-            weights=tuple(self.weights),
+            weights=tuple(self.weights or ()),
             strategy=self.merge_strategy,
             density=1.0 if self.merge_strategy == "linear" else self.density or 0.0,
             majority_sign_method=self.majority_sign_method,

@@ -11,7 +11,7 @@ MajoritySignMethod = Literal["total", "frequency"]
 
 @dataclass(frozen=True, kw_only=True)
 class MergeAsk:
-    """Adapters to be mixed into one, each with its weight.
+    """Adapters to be mixed into one, each with its weight; without weights each counts 1.
 
     density: the share of each adapter's values that ties and dare keep; linear keeps them all. majority_sign_method:
     whether ties counts the values or their number to find the sign that the adapters agree on.

@@ -26,6 +26,7 @@ _GAP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 _TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _LORAX_DURATIONS = {
     "duration": "Seconds from submission to the end.",
+    "validation_duration": "Seconds until submission: the adapter found, the prompt made and checked.",
     "queue_duration": "Seconds from submission to the first step.",
     "inference_duration": "Seconds from the first step to the end.",
     "mean_time_per_token_duration": "Mean seconds for each token.",
@@ -63,8 +64,8 @@ class ServerMetrics:
         self._generated = self._histogram("lorax_request_generated_tokens", "Generated tokens.", _TOKEN_BUCKETS)
         self._max_new = self._histogram("lorax_request_max_new_tokens", "Tokens asked for.", _TOKEN_BUCKETS)
 
-    def finished(self, request: Request, finish: FinishEvent) -> None:
-        """A request has been answered."""
+    def finished(self, request: Request, finish: FinishEvent, validation_s: float) -> None:
+        """A request has been answered. validation_s: what went by before it was submitted."""
         num_new_tokens = len(finish.token_ids)
         label = self._label(request)
         timings = finish.timings
@@ -77,6 +78,7 @@ class ServerMetrics:
             self._first_token_s.observe(timings.first_token_s)
         inference_s = timings.total_s - timings.queue_s
         self._lorax_s["duration"].observe(timings.total_s)
+        self._lorax_s["validation_duration"].observe(validation_s)
         self._lorax_s["queue_duration"].observe(timings.queue_s)
         self._lorax_s["inference_duration"].observe(inference_s)
         self._lorax_s["mean_time_per_token_duration"].observe(inference_s / max(1, num_new_tokens))
@@ -123,7 +125,10 @@ class ServerMetrics:
         return Histogram(name, text, buckets=buckets, registry=self._registry)
 
     def _label(self, request: Request) -> str:
-        """The adapter's name while there are few of them: labels cost memory here and in every Prometheus."""
+        """The adapter's name while there are few of them: labels cost memory here and in every Prometheus.
+
+        Who has a label keeps it: a counter whose label moved to a busier adapter would lose its history.
+        """
         if request.adapter is None:
             return BASE_LABEL
         name = request.adapter.name

@@ -12,7 +12,7 @@ from atoll.errors import RequestInvalid
 from atoll.server.bodies import Body, ListOf
 from atoll.server.forms import Form
 from atoll.server.openai_forms import ResponseFormat, StructuredOutputs
-from atoll.server.openai_messages import ChatMessage, NamedTool, ToolBody, ToolMode, tool_use
+from atoll.server.openai_messages import ChatMessage, FunctionName, NamedTool, ToolBody, ToolMode, tool_use
 from atoll.server.prepare import Ask
 from atoll.server.prompts import Conversation, Prompt, TokenIds
 from atoll.server.tools import ToolUse
@@ -95,6 +95,8 @@ class GenerationBody(SamplingBody):
     stop: ListOf[_StopString] = Field(default=[])
     """A string or a list of strings that end the answer."""
     ignore_eos: bool = False
+    ignore_eos_token: bool = False
+    """What LoRAX calls `ignore_eos`."""
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     stream_options: StreamOptions = StreamOptions()
@@ -131,7 +133,7 @@ class GenerationBody(SamplingBody):
             repetition_penalty=self.repetition_penalty,
             logit_bias=tuple((_token_id(key), bias) for key, bias in self.logit_bias.items()),
             seed=self.seed,
-            ignore_eos=self.ignore_eos,
+            ignore_eos=self.ignore_eos or self.ignore_eos_token,
             **fields,
         )
 
@@ -203,7 +205,8 @@ class ChatBody(GenerationBody):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     tools: ListOf[ToolBody] = Field(default=[])
-    tool_choice: ToolMode | NamedTool | None = None
+    tool_choice: ToolMode | FunctionName | NamedTool | None = None
+    """A function may be named as OpenAI has it, or by its bare name, as LoRAX has it."""
     parallel_tool_calls: bool = True
     """false: not more than one call in an answer. A forced call is always one."""
 

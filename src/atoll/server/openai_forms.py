@@ -36,9 +36,14 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """The schema of a json_object, as LoRAX has it; any object without one."""
 
     @model_validator(mode="after")
     def _has_its_schema_only(self) -> Self:
+        if self.schema_ is not None and self.type != "json_object":
+            mend = "send it as json_schema.schema" if self.type == "json_schema" else "leave it out"
+            raise RequestInvalid("`schema` is for the type json_object", where="response_format.schema", mend=mend)
         if (self.json_schema is None) == (self.type == "json_schema"):
             what = "needs `json_schema`" if self.json_schema is None else "has no schema"
             raise RequestInvalid(f"the type {self.type} {what}", where="response_format.json_schema")
@@ -48,7 +53,7 @@ class ResponseFormat(Body):
         """The same, without dialect; None for plain text."""
         if self.json_schema is not None:
             return json_form(self.json_schema.schema_, self.json_schema.strict, "response_format")
-        return None if self.type == "text" else JsonForm({})
+        return None if self.type == "text" else json_form(self.schema_, False, "response_format")
 
 
 class StructuredOutputs(Body):

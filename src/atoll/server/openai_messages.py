@@ -132,7 +132,7 @@ ToolMode = Literal["none", "auto", "required"]
 
 
 def tool_use(
-    functions: Sequence[Function], choice: ToolMode | NamedFunction | None, several: bool, *, has_form: bool
+    functions: Sequence[Function], choice: ToolMode | str | NamedFunction | None, several: bool, *, has_form: bool
 ) -> ToolUse:
     """What a request says of functions. has_form: the answer must have another form. Raises RequestInvalid."""
     names = [function.name for function in functions]
@@ -152,8 +152,8 @@ def tool_use(
     return ToolUse(offered=tuple(functions), forced=tuple(forced), several=False)
 
 
-def _name(choice: object) -> str | None:
-    return choice.name if isinstance(choice, NamedFunction) else None
+def _name(choice: str | NamedFunction | None) -> str | None:
+    return choice.name if isinstance(choice, NamedFunction) else choice
 
 
 def _object_or_text(arguments: str) -> Any:

@@ -133,7 +133,7 @@ class Preparer:
             num_cut_tokens=prompt.num_cut_tokens,
             sampling=self._sampling(ask, adapter, len(ids)),
             adapter=adapter,
-            constraint=self._constraints.get(ask.form) if ask.form else None,
+            constraint=self._constraints.get(ask.form, caller.tenant) if ask.form else None,
             prompt_logprobs=ask.prompt_logprobs,
             embed=ask.embed,
         )
