@@ -15,7 +15,7 @@ help:
 	@echo "make setup   make .venv with the atoll command"
 	@echo "make demo    tune, evaluate and serve three specialists (about ten minutes on two cores)"
 	@echo "make test    run all tests"
-	@echo "make nightly the tests under load at full size (half an hour), then half an hour of load"
+	@echo "make nightly the tests that have a full size (an hour), then half an hour of load"
 	@echo "make check   format, lint, types, floors and the fast tests"
 	@echo "make docs    build the documentation site in build/site"
 	@echo "make bench   measure everything (hours; bench/README.md says what); make bench-serve measures one part"
@@ -33,7 +33,8 @@ test: setup
 	@scripts/pytest
 
 nightly: setup
-	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest tests/load tests/properties/test_peft_equal.py tests/server/test_schema.py
+	ATOLL_NIGHTLY=1 .venv/bin/python -m pytest --timeout 3600 tests/load \
+		$$(grep -rl 'support.scale import' --include='test_*.py' --exclude-dir=load tests)
 	@$(MAKE) bench-soak
 
 check: setup

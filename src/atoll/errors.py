@@ -145,3 +145,9 @@ class Unavailable(AtollError):
     http_status = 503
     code = "unavailable"
     retry_after_s = 5
+
+
+class StorageError(Unavailable):
+    """The disk does not take what is to be kept on it."""
+
+    code = "storage_error"

@@ -1,11 +1,14 @@
-"""Atomic file writes: a reader sees the old content or the new one, never a part."""
+"""Atomic file writes: a reader sees the old content or the new one, never a part. What a disk refuses is explained."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from atoll.errors import StorageError
 
 
 def fsync_dir(folder: Path) -> None:
@@ -15,6 +18,20 @@ def fsync_dir(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def storing(what: str, place: Path) -> Iterator[None]:
+    """Raise StorageError(what) for any OSError in the block; clients are told what, the place is for the log alone."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            what,
+            where=str(place),
+            why=error.strerror,
+            mend="see that the disk has room and the folder can be written; nothing was changed",
+        ) from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import replace
 from typing import Any
@@ -16,8 +15,9 @@ from atoll.engine import Completion, Engine, Request
 from atoll.errors import RequestInvalid
 from atoll.text.constraint import MAX_SCHEMA_DEPTH, ConstraintCompiler, TokenConstraint
 from support.engines import World, greedy_request, make_prompt
+from support.scale import scaled
 
-MANY = 5_000 if os.environ.get("ATOLL_NIGHTLY") else 200
+MANY = scaled(200, 5_000)
 KEYWORDS = st.sampled_from(
     [
         "type",

@@ -40,6 +40,17 @@ def test_make_has_the_promised_targets_and_all_of_them_set_up_first() -> None:
         assert f'"make {target} ' in text("Makefile"), f"`make help` does not mention {target}"
 
 
+def test_nightly_finds_every_test_that_has_a_full_size() -> None:
+    """By what they import, so no other file may look at the environment itself."""
+    own = Path(__file__)
+    readers = [path for path in (ROOT / "tests").rglob("*.py") if path != own and "ATOLL_NIGHTLY" in path.read_text()]
+    assert readers == [ROOT / "tests/support/scale.py"]
+    command = re.search(r"ATOLL_NIGHTLY=1 .* tests/load \\\n\t\t\$\$\((.*)\)\n", text("Makefile"))
+    assert command is not None
+    found = subprocess.run(command[1], shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"tests/server/test_usage_faults.py", "tests/engine/test_constraint.py"} <= set(found)
+
+
 @pytest.mark.parametrize(
     "script", [*(f"scripts/{name}" for name in ("setup", "check", "lock", "debian-tools")), ".ci/run"]
 )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
 import random
 import signal
-import sys
 from pathlib import Path
 
 import httpx2 as httpx
@@ -21,7 +18,7 @@ from atoll.server.keys.database import Database, DatabaseUnavailable, database_u
 from atoll.server.keys.keys import KeyStore, NewKey
 from atoll.server.keys.usage import UsageStore
 from atoll.server.meter import Spent
-from support.metered import serve_metered
+from support.metered import Metered, metered_server
 from support.postgres import running_postgres
 from support.scale import scaled
 from support.servers import serving, wait_until
@@ -63,35 +60,24 @@ class Crowd:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_loses_no_answered_request(
-    tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What is preloaded is found by this alone: a fork of it serves in a moment, a new process would import for seconds.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+def test_a_server_that_is_killed_loses_no_answered_request(tmp_path: Path, tiny_base_folder: Path) -> None:
     database = Database(database_url(str(tmp_path / "atoll.db")))
     key, shown = KeyStore(database).create(NewKey())
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["support.metered"])
     dice = random.Random(11)
     num_sent = num_answered = 0
     for _ in range(scaled(6, 20)):
-        here, there = processes.Pipe()
-        server = processes.Process(target=serve_metered, args=(tiny_base_folder, tmp_path, there), daemon=True)
-        server.start()
-        there.close()
-        crowd = Crowd(here.recv(), shown)
+        with metered_server(tiny_base_folder, tmp_path) as server:
+            crowd = Crowd(server.url, shown)
 
-        async def until_it_is_killed(crowd: Crowd = crowd, server: object = server) -> None:
-            stop = asyncio.Event()
-            running = asyncio.create_task(crowd.run(stop))
-            while crowd.num_answered == 0:
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(dice.uniform(0, 0.4))
-            os.kill(server.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-            await running
+            async def until_it_is_killed(crowd: Crowd = crowd, server: Metered = server) -> None:
+                running = asyncio.create_task(crowd.run(asyncio.Event()))
+                while crowd.num_answered == 0:
+                    await asyncio.sleep(0.005)
+                await asyncio.sleep(dice.uniform(0, 0.4))
+                server.kill()
+                await running
 
-        asyncio.run(until_it_is_killed())
-        server.join()
+            asyncio.run(until_it_is_killed())
         num_sent += crowd.num_sent
         num_answered += crowd.num_answered
     # A last one takes over what the others have left.

@@ -1,4 +1,4 @@
-"""How much a test under load does: seconds by default, all of it in `make nightly`."""
+"""How much a test does: seconds by default, all of it in `make nightly`, which finds the files that import this."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ class StubEngine:
         self.pause_s = pause_s
         self.error = error
         self.num_submitted = 0
+        self.last_request: Request | None = None
         self.num_aborted = 0
         self._aborted: set[str] = set()
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -40,6 +41,7 @@ class StubEngine:
 
     def submit(self, request: Request) -> None:
         self.num_submitted += 1
+        self.last_request = request
         self._requests.put(request)
 
     def abort(self, request_id: str) -> None:
@@ -53,7 +55,7 @@ class StubEngine:
         raise NotImplementedError("this engine holds no adapters")
 
     def stats(self) -> EngineStats:
-        return EngineStats()
+        return EngineStats(max_rank=8)
 
     def adapters(self) -> list[TieredAdapter]:
         return []

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from atoll.adapters.peft_files import MAX_BYTES, adapter_digest
 from atoll.errors import AdapterInvalid, Overloaded
-from atoll.files import fsync_dir, write_atomic
+from atoll.files import fsync_dir, storing, write_atomic
 from atoll.log import get_logger
 
 logger = get_logger(__name__)
@@ -67,7 +67,7 @@ class AdapterCache:
             return None
         except (ValueError, KeyError, TypeError, AdapterInvalid) as error:
             logger.warning("the cached adapter %s is damaged and dropped: %s", key, error)
-            with self._locked():
+            with storing("a damaged adapter could not be dropped", self.root), self._locked():
                 self._remove(folder)
             return None
         self._note(key, stats, recorded)
@@ -77,8 +77,16 @@ class AdapterCache:
         """Let `fill` write an adapter's files into an empty folder and keep it, unless another process did already.
 
         Raises Overloaded where the cache is full of entries in use, AdapterInvalid where one is larger than the cache,
-        and what `fill` raises; nothing is left behind then.
+        StorageError where the disk does not take it, and what `fill` raises; nothing is left behind then.
         """
+        with storing("the adapter could not be kept", self.root):
+            self._fill(key, fill)
+        kept = self.find(key)
+        if kept is None:
+            raise Overloaded("the adapter left the cache at once", mend="send the request again")
+        return kept
+
+    def _fill(self, key: str, fill: Callable[[Path], None]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
         try:
@@ -88,15 +96,11 @@ class AdapterCache:
             temporary.chmod(0o755)
             with self._locked():
                 self._make_room(_size(temporary))
-                with suppress(OSError):  # it is there: somebody else was faster
+                if not (self.root / key).exists():  # else somebody was faster
                     temporary.rename(self.root / key)
                     fsync_dir(self.root)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        kept = self.find(key)
-        if kept is None:
-            raise Overloaded("the adapter left the cache at once", mend="send the request again")
-        return kept
 
     def _note(self, key: str, stats: _Stats, digest: str) -> None:
         with self._lock:

@@ -12,12 +12,14 @@ from atoll.adapters.addresses import SourceUnavailable
 from atoll.adapters.contract import CONTRACT_NAME
 from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME
 from atoll.adapters.store import CARD_NAME
-from atoll.errors import AdapterInvalid, AtollError
+from atoll.errors import AdapterInvalid
+from atoll.files import storing
 
 FILES = (CONFIG_NAME, CONTRACT_NAME, CARD_NAME, WEIGHTS_NAME)
 """All that is ever downloaded, the small files first; nothing of it can run."""
 MAX_CARD_BYTES = 1 << 20
 _READ_AT_ONCE = 1 << 18
+_NOT_KEPT = "the adapter could not be kept"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,15 @@ class Budget:
         return b"".join(parts)
 
     def save(self, read: Callable[[int], bytes], path: Path) -> None:
-        """Write all that `read` gives to one of FILES. Raises AdapterInvalid if that is more than there may be."""
+        """Write all that `read` gives to one of FILES.
+
+        Raises AdapterInvalid if that is more than there may be, StorageError if the disk does not take it.
+        """
         num_bytes, max_bytes = 0, MAX_BYTES.get(path.name, MAX_CARD_BYTES)
-        with path.open("xb") as file:
+        # Unbuffered: closing writes nothing, so an OSError outside of `storing` is the network's, not the disk's.
+        with storing(_NOT_KEPT, path):
+            file = path.open("xb", buffering=0)
+        with file:
             while data := read(_READ_AT_ONCE):
                 self.check_time()
                 num_bytes += len(data)
@@ -66,10 +74,9 @@ class Budget:
                     raise AdapterInvalid(f"{path.name} is larger than {max_bytes} bytes")
                 if self._num_left < 0:
                     raise AdapterInvalid(f"the adapter is larger than the {self._max_bytes} bytes that one may have")
-                try:
-                    file.write(data)
-                except OSError as error:
-                    raise AtollError("the adapter could not be kept", where=str(path), why=str(error)) from None
+                with storing(_NOT_KEPT, path):
+                    while data:
+                        data = data[file.write(data) :]
 
 
 class Source(Protocol):

@@ -27,8 +27,8 @@ from atoll.adapters.names import stored_names
 from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME, adapter_digest
 from atoll.config.base import NAME_PATTERN
 from atoll.config.explain import did_you_mean
-from atoll.errors import AdapterInvalid, AdapterNotFound, AtollError, UsageError
-from atoll.files import fsync_dir, write_atomic
+from atoll.errors import AdapterInvalid, AdapterNotFound, StorageError, UsageError
+from atoll.files import fsync_dir, storing, write_atomic
 from atoll.log import get_logger
 
 logger = get_logger(__name__)
@@ -122,25 +122,18 @@ class AdapterStore:
     def publish(self, name: str, folder: Path) -> StoredAdapter:
         """Copy a PEFT folder in as the next revision of `name` and return it; the same content again changes nothing.
 
-        Raises AdapterInvalid if the folder is not an adapter, UsageError if the name is not allowed, AtollError if the
-        store cannot be written.
+        Raises AdapterInvalid if the folder is not an adapter, UsageError if the name is not allowed, StorageError if
+        the store cannot be written.
         """
         # It brings torch, which takes seconds to load and which whoever only looks has no use for.
         from atoll.adapters.peft_io import read_adapter
 
         check_name(name)
-        source = StoredAdapter(name, 0, adapter_digest(folder), folder, read_contract(folder))
-        read_adapter(folder, verify=source.verify)
-        try:
+        with storing(f"{name} could not be stored", self.root):
+            source = StoredAdapter(name, 0, adapter_digest(folder), folder, read_contract(folder))
+            read_adapter(folder, verify=source.verify)
             with self._locked():
                 return self._add(name, source)
-        except OSError as error:
-            raise AtollError(
-                f"{name} could not be stored",
-                where=str(self.root),
-                why=error.strerror,
-                mend="see that the disk has room and the folder can be written; nothing was changed",
-            ) from error
 
     def resolve(self, adapter_id: str) -> StoredAdapter:
         """Find `name` (its latest revision), `name@<revision>` or `name@<digest prefix>`. Raises AdapterNotFound."""
@@ -190,7 +183,7 @@ class AdapterStore:
         """Forget a name with all its revisions, or one revision, and delete the objects that no name needs any more.
 
         Who reads such an object at this moment goes on, or finds none of it. Raises AdapterNotFound, AdapterInvalid if
-        any list of revisions is damaged (nothing is removed then), and AtollError if the store cannot be written.
+        any list of revisions is damaged (nothing is removed then), and StorageError if the store cannot be written.
         """
         name, _, wanted = adapter_id.partition("@")
         check_name(name)
@@ -202,7 +195,8 @@ class AdapterStore:
                 self._forget(name, removed)
                 return Removed(tuple(f"{name}@{entry.revision}" for entry in removed), self._collect())
         except OSError as error:
-            raise AtollError(f"{adapter_id} could not be removed", where=str(self.root), why=error.strerror) from error
+            what = f"{adapter_id} could not be removed"
+            raise StorageError(what, where=str(self.root), why=error.strerror) from error
 
     def _add(self, name: str, source: StoredAdapter) -> StoredAdapter:
         """The caller holds the lock."""

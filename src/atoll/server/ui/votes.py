@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from atoll.errors import AtollError, Overloaded
+from atoll.errors import Overloaded, StorageError
 from atoll.log import get_logger
 
 logger = get_logger(__name__)
@@ -68,7 +68,7 @@ class VoteJournal:
         return self._folder / f"{hashlib.sha256(tenant.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.jsonl"
 
     def append(self, vote: Vote) -> None:
-        """Write a vote; it is on the disk when this returns. Raises Overloaded when its file is full, AtollError."""
+        """Write a vote; it is on the disk when this returns. Raises Overloaded when its file is full, StorageError."""
         path = self.path(vote.tenant)
         line = json.dumps(asdict(vote), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
@@ -79,7 +79,7 @@ class VoteJournal:
                     fcntl.flock(file, fcntl.LOCK_EX)
                     self._write(file.fileno(), line)
         except OSError as error:
-            raise AtollError("the vote could not be kept", where=str(path), why=error.strerror) from None
+            raise StorageError("the vote could not be kept", where=str(path), why=error.strerror) from None
 
     def _write(self, descriptor: int, line: bytes) -> None:
         size = os.fstat(descriptor).st_size
