@@ -54,3 +54,13 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert not [address for address in fetched if "//" in address], page
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?(?:https?:)?//", style.read_text()), style
+
+
+def test_tested_clients_have_the_versions_of_the_locks_and_tests_that_use_them() -> None:
+    locked = (ROOT / "requirements.lock").read_text() + (ROOT / "tests/server/npm/package.json").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` ([0-9.]+).*\| (`test_.*`) \|$", (ROOT / "docs/openai-api.md").read_text(), re.M)
+    assert len(rows) == 6
+    for name, version, tests in rows:
+        assert f"\n{name}=={version} " in locked or f'"{name}": "{version}"' in locked, name
+        text = "".join((ROOT / "tests/server" / test.strip("`")).read_text() for test in tests.split(", "))
+        assert name.split("-")[0] in text

@@ -212,6 +212,16 @@ def test_unmodified_clients_send_keys(guarded: Guarded, use: dict[str, str]) -> 
     assert LoraxClient(guarded.url, headers=use).generate("Hello", max_new_tokens=2).generated_text == "xx"
 
 
+@pytest.mark.parametrize(("path", "body"), [("/generate", ASK), ("/v1/completions", COMPLETE)])
+def test_a_keys_tenant_and_priority_reach_the_engine(guarded: Guarded, path: str, body: dict[str, Any]) -> None:
+    for priority in (-3, 7):
+        headers = guarded.key(tenant=f"of-{priority}", priority=priority)
+        assert httpx.post(guarded.url + path, json=body, headers=headers).status_code == 200
+        request = guarded.engine.last_request
+        assert request is not None
+        assert (request.tenant, request.priority) == (f"of-{priority}", priority)
+
+
 def test_revoking_works_while_the_server_runs(guarded: Guarded) -> None:
     headers = guarded.key()
     guarded.keys.revoke([guarded.id_of(headers)])

@@ -1,4 +1,4 @@
-"""Every parameter of the unmodified lorax-client reaches the engine, in all four ways to ask."""
+"""Every parameter of the unmodified lorax-client and of Predibase's reaches the engine, in all four ways to ask."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lorax.types import MergedAdapters, Response
 
 from atoll.engine import Completion, Request, SamplingParams
 from atoll.text.prompt import encode_chat, encode_text
+from support.lorax_clients import LIBRARIES
 from support.servers import Served
 
 PROMPT = "The quick brown fox"
@@ -92,16 +93,23 @@ def check_whole(response: Response, expected: Completion) -> None:
     assert (details.prompt_tokens, details.generated_tokens, details.seed) == (3, 7, 5)
 
 
-def test_every_parameter_of_generate(served: Served, client: Client, expected: Completion) -> None:
-    check_whole(client.generate(PROMPT, **WHOLE), expected)
-    check_whole(asyncio.run(AsyncClient(served.url, timeout=30).generate(PROMPT, **WHOLE)), expected)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_parameter_of_generate(served: Served, library: str, expected: Completion) -> None:
+    clients = LIBRARIES[library]()
+    check_whole(clients.client(served.url, timeout=30).generate(PROMPT, **WHOLE), expected)
+    check_whole(asyncio.run(clients.async_client(served.url, timeout=30).generate(PROMPT, **WHOLE)), expected)
 
 
-def test_every_parameter_of_generate_stream(served: Served, client: Client, expected: Completion) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_parameter_of_generate_stream(served: Served, library: str, expected: Completion) -> None:
+    clients = LIBRARIES[library]()
+
     async def stream() -> list[Any]:
-        return [part async for part in AsyncClient(served.url, timeout=30).generate_stream(PROMPT, **STREAMED)]
+        asynchronous = clients.async_client(served.url, timeout=30)
+        return [part async for part in asynchronous.generate_stream(PROMPT, **STREAMED)]
 
-    for parts in (list(client.generate_stream(PROMPT, **STREAMED)), asyncio.run(stream())):
+    whole = list(clients.client(served.url, timeout=30).generate_stream(PROMPT, **STREAMED))
+    for parts in (whole, asyncio.run(stream())):
         assert tuple(part.token.id for part in parts) == expected.token_ids
         assert parts[-1].generated_text == PROMPT + expected.text
         assert (parts[-1].details.prompt_tokens, parts[-1].details.seed) == (3, 5)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import httpx2 as httpx
 import pytest
 import torch
@@ -20,12 +21,15 @@ from atoll.server.keys.keys import KeyStore, NewKey
 from atoll.server.settings import ServerSettings
 from atoll.text.prompt import encode_text
 from support.adapters import save_random_adapter
+from support.buckets import SETTINGS, moto_endpoint
 from support.engines import greedy
 from support.hubs import TOKEN, FakeHub, fake_hub
 from support.servers import Served, served_world
 from support.tiny import make_model
 
 PROMPT = "Is it?"
+WANTED = {"max_new_tokens": 8, "ignore_eos_token": True, "details": True}
+FROM_HUB = {"adapter_source": "hub"}
 
 
 @dataclass
@@ -38,9 +42,8 @@ class Sources:
     folder: Path
 
     def ask(self, who: str = "a", **parameters: Any) -> httpx.Response:
-        wanted = {"max_new_tokens": 8, "ignore_eos_token": True, "details": True} | parameters
         headers = {"Authorization": f"Bearer {self.keys[who]}"}
-        body = {"inputs": PROMPT, "parameters": wanted}
+        body = {"inputs": PROMPT, "parameters": WANTED | parameters}
         return httpx.post(f"{self.served.url}/generate", json=body, headers=headers, timeout=60)
 
     def chat(self, who: str = "a", **fields: Any) -> httpx.Response:
@@ -77,16 +80,16 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
     database.close()
 
 
-def expected_ids(sources: Sources, *weighted: tuple[Path, float]) -> list[int]:
+def expected_ids(served: Served, *weighted: tuple[Path, float]) -> list[int]:
     """PEFT's own greedy answer under a weighted sum of adapters, made by its svd on the products."""
-    base = AutoModelForCausalLM.from_pretrained(sources.served.world.base_folder, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(served.world.base_folder, dtype=torch.float32).eval()
     model = PeftModel.from_pretrained(base, weighted[0][0], adapter_name="0")
     for number, (folder, _) in enumerate(weighted[1:], start=1):
         model.load_adapter(folder, adapter_name=str(number))
     names, weights = [str(number) for number in range(len(weighted))], [weight for _, weight in weighted]
     model.add_weighted_adapter(names, weights, "mix", "svd", svd_rank=64, svd_full_matrices=False)
     model.set_adapter("mix")
-    prompt = tuple(encode_text(sources.served.engine.base.tokenizer, PROMPT))
+    prompt = tuple(encode_text(served.engine.base.tokenizer, PROMPT))
     return list(greedy(model.eval(), prompt, 8))
 
 
@@ -97,18 +100,26 @@ def ids(answer: httpx.Response) -> list[int]:
 
 def test_a_hub_s_adapter_answers_as_peft_with_its_files(sources: Sources) -> None:
     answer = sources.ask(adapter_id="org/open", adapter_source="hub")
-    assert ids(answer) == expected_ids(sources, (sources.folder / "hub" / "org/open", 1.0))
-    assert sources.chat(model="org/open", adapter_source="hub").status_code in (200, 400), "or the dialect has no hub"
+    assert ids(answer) == expected_ids(sources.served, (sources.folder / "hub" / "org/open", 1.0))
+    fields = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    told = [sources.chat(model=model, **fields, **source) for model, source in (("org/open", FROM_HUB), ("", {}))]
+    assert [answer.status_code for answer in told] == [200, 200], told[0].text
+    by_hub, by_base = (answer.json()["choices"][0]["message"]["content"] for answer in told)
+    assert by_hub != by_base
 
 
 def test_a_mix_answers_as_peft_s_own_mix(sources: Sources) -> None:
     """Ranks 4 and 3, so that the engine's largest rank of 8 cuts nothing."""
-    mix = {"ids": ["alpha", "delta"], "weights": [0.75, 1.5], "merge_strategy": "linear"}
+    mix: dict[str, Any] = {"ids": ["alpha", "delta"], "weights": [0.75, 1.5], "merge_strategy": "linear"}
     folder = sources.served.world.base_folder.parent
-    expected = expected_ids(sources, (folder / "alpha", 0.75), (folder / "delta", 1.5))
+    expected = expected_ids(sources.served, (folder / "alpha", 0.75), (folder / "delta", 1.5))
     assert ids(sources.ask(merged_adapters=mix)) == expected
     assert expected != ids(sources.ask(adapter_id="alpha"))
     assert ids(sources.ask(merged_adapters=mix | {"weights": [1.0, 0.0]})) == ids(sources.ask(adapter_id="alpha"))
+    even = ids(sources.ask(merged_adapters=mix | {"weights": [1, 1]}))
+    assert even != expected
+    assert ids(sources.ask(merged_adapters=mix | {"weights": None})) == even
+    assert ids(sources.ask(merged_adapters={"ids": mix["ids"]})) == even
 
 
 @pytest.mark.parametrize("strategy", ["ties", "dare_linear", "dare_ties"])
@@ -174,3 +185,35 @@ def test_a_server_takes_nothing_from_elsewhere_unless_it_is_told_to(tmp_path: Pa
             answer = httpx.post(f"{served.url}/generate", json=body)
             assert answer.status_code == 422
             assert f"atoll serve --adapter-source {source}" in answer.json()["error"]
+
+
+def test_an_adapter_in_s3_answers_as_peft_with_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    mood = save_random_adapter(tmp_path / "mood", make_model(), seed=60)
+    with moto_endpoint() as endpoint:
+        files = fsspec.filesystem("s3", endpoint_url=endpoint, skip_instance_cache=True, use_listings_cache=False)
+        files.mkdir("models")
+        for team in ("ours", "theirs"):
+            files.put(str(mood), f"models/{team}/mood", recursive=True)
+        settings = ServerSettings(
+            remote_sources=("s3",),
+            adapter_buckets=("models/ours",),
+            s3_endpoint=endpoint,
+            private_adapter_hosts=("127.0.0.1",),
+            adapter_cache=tmp_path / "cache",
+        )
+        with served_world(tmp_path, settings=settings) as served:
+            expected = expected_ids(served, (mood, 1.0))
+            assert ids(ask_s3(served, "s3://models/ours/mood")) == expected
+            assert ids(ask_s3(served, None)) != expected
+            refused = ask_s3(served, "models/theirs/mood")
+            assert (refused.status_code, refused.json()["error_type"]) == (424, "generation"), (
+                "it is in no allowed place"
+            )
+
+
+def ask_s3(served: Served, adapter_id: str | None) -> httpx.Response:
+    source = {"adapter_id": adapter_id, "adapter_source": "s3"} if adapter_id else {}
+    body = {"inputs": PROMPT, "parameters": WANTED | source}
+    return httpx.post(f"{served.url}/generate", json=body, timeout=60)
