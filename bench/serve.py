@@ -124,7 +124,10 @@ def chosen(given: argparse.Namespace, load: Load) -> list[Contender]:
 def run_rounds(
     contenders: Sequence[Contender], workers: dict[Contender, Worker], load: Load, num_rounds: int, base: str
 ) -> Results:
-    """All cases of all rounds, each answered by one contender after another; a short round before warms up."""
+    """All cases of all rounds, each answered by one contender after another; a short round before warms up.
+
+    Who waits for minutes while the others work finds its memory cold, so each is asked for a little before it is timed.
+    """
     vocab_size = base_config(base).vocab_size
     results: Results = {contender.name: {} for contender in contenders}
     for index in range(-1, num_rounds):
@@ -136,6 +139,8 @@ def run_rounds(
                 if index < 0:
                     workers[contender].ask(replace(case, num_new=NUM_WARM_UP_TOKENS))
                     continue
+                little = load.case(ALONE, f"before {index} {label}", vocab_size)
+                workers[contender].ask(replace(little, num_new=NUM_WARM_UP_TOKENS))
                 answer = workers[contender].ask(case)
                 results[contender.name].setdefault(label, []).append(answer)
                 say(f"round {index + 1}, case {label}, {contender.name}: {_rate(answer):.1f} tokens/s")
