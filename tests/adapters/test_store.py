@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,24 @@ def test_revisions_count_up_and_the_same_content_is_kept_once(store: AdapterStor
     assert store.resolve(f"mood@{adapter_digest(one)[:12]}").revision == 1
     assert [adapter.id for adapter in store.list()] == ["mood@2", "other@1"]
     read_adapter(store.resolve("mood@1").folder)
+
+
+def test_files_that_vanish_while_they_are_read_are_the_adapters_fault(
+    store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_random_adapter(tmp_path / "one", MODEL)
+    open_file = Path.open
+
+    def vanished(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path == folder / WEIGHTS_NAME:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return open_file(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", vanished)
+    with pytest.raises(AdapterInvalid, match="cannot be read") as caught:
+        store.publish("mood", folder)
+    assert caught.value.where == str(folder)
+    assert store.names() == []
 
 
 def test_what_cannot_be_read_is_left_out_of_the_list_alone(

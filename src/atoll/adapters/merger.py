@@ -12,7 +12,8 @@ from threading import Lock
 
 from atoll.adapters.cache import AdapterCache, Kept
 from atoll.adapters.merge import Merged, Recipe, merge, write_merged
-from atoll.adapters.peft_io import read_adapter
+from atoll.adapters.peft_files import reading
+from atoll.adapters.peft_io import AdapterWeights, read_adapter
 from atoll.adapters.store import StoredAdapter
 from atoll.errors import Overloaded, RequestInvalid
 from atoll.kernels.openmp import in_passing_thread, use_one_thread
@@ -76,13 +77,18 @@ class Merger:
     def _make(self, folder: Path, key: str, sources: Sequence[StoredAdapter], recipe: Recipe) -> None:
         use_one_thread()
         started_at_s = time.monotonic()
-        weights = [read_adapter(source.folder, verify=source.verify) for source in sources]
+        weights = [_read(source) for source in sources]
         deadline_s = started_at_s + self._max_seconds
         merged = merge(weights, recipe, max_rank=self._max_rank, seed=key.encode(), deadline_s=deadline_s)
         card = _card(sources, recipe, merged, self._base_model)
         write_merged(folder, merged, base_model=self._base_model, card=card)
         facts = {"relative_error": merged.relative_error, "seconds": round(time.monotonic() - started_at_s, 2)}
         logger.info("mixed %d adapters by %s", len(sources), recipe.strategy, extra=facts)
+
+
+def _read(source: StoredAdapter) -> AdapterWeights:
+    with reading(source.folder):
+        return read_adapter(source.folder, verify=source.verify)
 
 
 def _stored(key: str, kept: Kept) -> StoredAdapter:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from atoll.adapters.contract import CONTRACT_NAME, MAX_CONTRACT_BYTES
@@ -41,6 +42,15 @@ def read_small(path: Path) -> bytes | None:
 
 def _too_large(path: Path) -> AdapterInvalid:
     return AdapterInvalid(f"the file is larger than {MAX_BYTES[path.name]} bytes", where=str(path))
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Raise AdapterInvalid for any OSError in the block: files that vanish meanwhile, or may not be read."""
+    try:
+        yield
+    except OSError as error:
+        raise AdapterInvalid("the adapter's files cannot be read", where=str(folder), why=error.strerror) from error
 
 
 def digest_of(parts: Mapping[str, str]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from atoll.adapters.contract import AdapterContract, read_contract
 from atoll.adapters.names import default_store_root as default_store_root
 from atoll.adapters.names import stored_names
-from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME, adapter_digest
+from atoll.adapters.peft_files import CONFIG_NAME, MAX_BYTES, WEIGHTS_NAME, adapter_digest, reading
 from atoll.config.base import NAME_PATTERN
 from atoll.config.explain import did_you_mean
 from atoll.errors import AdapterInvalid, AdapterNotFound, StorageError, UsageError
@@ -129,11 +129,11 @@ class AdapterStore:
         from atoll.adapters.peft_io import read_adapter
 
         check_name(name)
-        with storing(f"{name} could not be stored", self.root):
+        with reading(folder):
             source = StoredAdapter(name, 0, adapter_digest(folder), folder, read_contract(folder))
             read_adapter(folder, verify=source.verify)
-            with self._locked():
-                return self._add(name, source)
+        with storing(f"{name} could not be stored", self.root), self._locked():
+            return self._add(name, source)
 
     def resolve(self, adapter_id: str) -> StoredAdapter:
         """Find `name` (its latest revision), `name@<revision>` or `name@<digest prefix>`. Raises AdapterNotFound."""
