@@ -12,6 +12,7 @@ import argparse
 import random
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from workers import Contender, Files, Worker, known_contenders
 
 RANK = 16
 NUM_WARM_UP_TOKENS = 3
+REST_S = 1.0
 ALONE = "alone"
 
 
@@ -126,7 +128,8 @@ def run_rounds(
 ) -> Results:
     """All cases of all rounds, each answered by one contender after another; a short round before warms up.
 
-    Who waits for minutes while the others work finds its memory cold, so each is asked for a little before it is timed.
+    Who waits for minutes while the others work finds its memory cold, so each is asked for a little before it is timed;
+    and before that it rests until the threads of the one before, which spin on after its answer, are asleep.
     """
     vocab_size = base_config(base).vocab_size
     results: Results = {contender.name: {} for contender in contenders}
@@ -139,6 +142,7 @@ def run_rounds(
                 if index < 0:
                     workers[contender].ask(replace(case, num_new=NUM_WARM_UP_TOKENS))
                     continue
+                time.sleep(REST_S)
                 little = load.case(ALONE, f"before {index} {label}", vocab_size)
                 workers[contender].ask(replace(little, num_new=NUM_WARM_UP_TOKENS))
                 answer = workers[contender].ask(case)

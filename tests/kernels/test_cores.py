@@ -70,6 +70,13 @@ def test_between_looks_and_after_a_pause_nothing_changes(cores: Cores, machine: 
     assert torch.get_num_threads() == MOST
 
 
+def test_steps_of_seconds_leave_cores_and_take_them_back_as_short_ones_do(cores: Cores, machine: Machine) -> None:
+    for others, expected in [(3.0, 1), (0.0, 4)]:
+        machine.passes(5.0, own=1.0, others=others)
+        cores.adapt()
+        assert torch.get_num_threads() == expected
+
+
 @given(others=st.floats(0, 300), most=st.integers(1, 128), spare=st.integers(0, 128))
 def test_there_is_always_one_thread_and_never_more_than_there_were(others: float, most: int, spare: int) -> None:
     num = threads_beside(others, most=most, num_cores=most + spare)

@@ -19,8 +19,10 @@ LOOK_EVERY_S = 0.25
 _NOT_BUSY = {"idle", "iowait", "guest", "guest_nice"}  # guests are counted as their host's time already
 _IGNORED = 0.25
 """Cores' worth of work of others that is not worth a thread."""
-_CALM_LOOKS = 4
-"""Looks in a row that must find room before there are more threads again."""
+_CALM_S = 1.0
+"""Seconds on end that must find room before there are more threads again."""
+_PAUSE_S = 1.0
+"""Looks this far apart say what others used beside this process only if it computed for half of the time."""
 
 
 class Use(NamedTuple):
@@ -59,19 +61,19 @@ class Cores:
         self._num_cores = max(len(own_cores()), self.most)
         self._read, self._clock = read, clock
         self._last = read()
-        self._num_calm = 0
+        self._calm_s = 0.0
 
     def adapt(self) -> None:
         """Look, if the last look is long enough ago, and change the number of threads if it does not fit any more."""
         if self.most == 1 or self._clock() - self._last.wall < LOOK_EVERY_S:
             return
         last, self._last = self._last, self._read()
-        wall = self._last.wall - last.wall
-        if wall > 1.0:
-            return  # nothing was computed meanwhile
-        others = max(0.0, (self._last.busy - last.busy) - (self._last.own - last.own)) / wall
+        wall, busy, own = (now - before for now, before in zip(self._last, last, strict=True))
+        if wall > _PAUSE_S and own < wall / 2:
+            return
+        others = max(0.0, busy - own) / wall
         room = threads_beside(others, most=self.most, num_cores=self._num_cores)
-        self._num_calm = self._num_calm + 1 if room > self.num_threads else 0
-        if room < self.num_threads or self._num_calm == _CALM_LOOKS:
-            self.num_threads, self._num_calm = room, 0
+        self._calm_s = self._calm_s + wall if room > self.num_threads else 0.0
+        if room < self.num_threads or self._calm_s >= _CALM_S:
+            self.num_threads, self._calm_s = room, 0.0
             torch.set_num_threads(room)
