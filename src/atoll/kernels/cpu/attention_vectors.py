@@ -14,7 +14,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from atoll.kernels.cpu.values import INDEX, LANES, VECTOR, multiply_add, prefetch, spread
+from atoll.kernels.cpu.values import INDEX, LANES, VECTOR, emit_loop, multiply_add, prefetch, spread
 
 POSITIONS = 4
 MAX_HEADS = LANES // POSITIONS
@@ -49,7 +49,7 @@ def score_four(
                 return grown
 
             zeros = [ir.Constant(VECTOR, None)] * (POSITIONS * count)
-            totals = _emit_loop(builder, dim, zeros, emit_step)
+            totals = emit_loop(builder, builder.and_(dim, INDEX(-LANES)), LANES, zeros, emit_step)
             for head in range(count):
                 sums = _emit_sums(builder, totals[POSITIONS * head : POSITIONS * (head + 1)])
                 place = builder.add(scores, builder.mul(score_bytes, INDEX(head)))
@@ -95,7 +95,7 @@ def add_four(
                     builder.store(total, _at(builder, types.float32, at, place), align=4)
                 return []
 
-            _emit_loop(builder, dim, [], emit_step)
+            emit_loop(builder, builder.and_(dim, INDEX(-LANES)), LANES, [], emit_step)
 
         _emit_cases(builder, num_heads, emit)
         return context.get_dummy_value()
@@ -114,34 +114,6 @@ def _emit_cases(builder: ir.IRBuilder, num_heads: ir.Value, emit: Callable[[int]
         emit(count)
         builder.branch(done)
     builder.position_at_end(done)
-
-
-def _emit_loop(
-    builder: ir.IRBuilder,
-    dim: ir.Value,
-    begin: Sequence[ir.Value],
-    emit_step: Callable[[ir.Value, Sequence[ir.Value]], list[ir.Value]],
-) -> list[ir.Value]:
-    """Carry `begin` through `emit_step` for the first place of each whole vector of `dim` numbers."""
-    stop = builder.and_(dim, INDEX(-LANES))
-    before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.cbranch(builder.icmp_signed("<", INDEX(0), stop), loop, after)
-    builder.position_at_end(loop)
-    place, carried = builder.phi(INDEX), [builder.phi(value.type) for value in begin]
-    grown = emit_step(place, carried)
-    following = builder.add(place, INDEX(LANES))
-    place.add_incoming(INDEX(0), before)
-    place.add_incoming(following, loop)
-    for phi, start, end in zip(carried, begin, grown, strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(end, loop)
-    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
-    builder.position_at_end(after)
-    results = [builder.phi(value.type) for value in begin]
-    for phi, start, end in zip(results, begin, grown, strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(end, loop)
-    return results
 
 
 def _at(builder: ir.IRBuilder, kind: Any, start: ir.Value, place: ir.Value) -> ir.Value:

@@ -10,7 +10,7 @@ arXiv 2307.08691.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,19 @@ from atoll.kernels.cpu.attention import LOWEST, NO_WINDOW, highest_of
 from atoll.kernels.cpu.exp import exp
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import FAST, INDEX, LANES, VECTOR, Array, like, multiply_add, pointer, spread, to_float32
+from atoll.kernels.cpu.values import (
+    FAST,
+    INDEX,
+    LANES,
+    VECTOR,
+    Array,
+    emit_loop,
+    like,
+    multiply_add,
+    pointer,
+    spread,
+    to_float32,
+)
 
 PART = 128
 QUERIES = 64
@@ -95,25 +107,18 @@ def _add_tile(
         places = range(0, 4 * _COLUMNS, 4 * LANES)
         where = [at(sums, INDEX(row), sums_bytes, VECTOR, place) for row in range(_ROWS) for place in places]
         before = [builder.load(address, align=4) for address in where]
-        entry, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        index, totals = builder.phi(INDEX), [builder.phi(VECTOR) for _ in where]
-        loaded = [builder.load(at(rows, index, row_bytes, VECTOR, place), align=4) for place in places]
-        grown = []
-        for row in range(_ROWS):
-            start = builder.add(factors, builder.mul(factors_bytes, INDEX(row)))
-            factor = builder.load(at(start, index, INDEX(4), ir.FloatType()), align=4)
-            everywhere, own = spread(builder, factor, LANES), totals[row * _NUM_VECTORS : (row + 1) * _NUM_VECTORS]
-            grown += [multiply_add(builder, everywhere, x, total) for x, total in zip(loaded, own, strict=True)]
-        following = builder.add(index, INDEX(1))
-        index.add_incoming(INDEX(0), entry)
-        index.add_incoming(following, loop)
-        for total, start, end in zip(totals, before, grown, strict=True):
-            total.add_incoming(start, entry)
-            total.add_incoming(end, loop)
-        builder.cbranch(builder.icmp_signed("<", following, num_rows), loop, after)
-        builder.position_at_end(after)
+
+        def emit_step(index: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
+            loaded = [builder.load(at(rows, index, row_bytes, VECTOR, place), align=4) for place in places]
+            grown = []
+            for row in range(_ROWS):
+                start = builder.add(factors, builder.mul(factors_bytes, INDEX(row)))
+                factor = builder.load(at(start, index, INDEX(4), ir.FloatType()), align=4)
+                everywhere, own = spread(builder, factor, LANES), totals[row * _NUM_VECTORS : (row + 1) * _NUM_VECTORS]
+                grown += [multiply_add(builder, everywhere, x, total) for x, total in zip(loaded, own, strict=True)]
+            return grown
+
+        grown = emit_loop(builder, num_rows, 1, before, emit_step)
         for address, total in zip(where, grown, strict=True):
             builder.store(total, address, align=4)
         return context.get_dummy_value()

@@ -10,7 +10,7 @@ among many. With more rows the arithmetic costs as much, and goes on while the n
 from __future__ import annotations
 
 import ctypes
-import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cpu.threads import num_threads
-from atoll.kernels.cpu.values import CACHE_LINE, FEATURES, INDEX, Array, like, pointer, prefetch, spread
+from atoll.kernels.cpu.values import CACHE_LINE, FEATURES, INDEX, Array, emit_loop, like, pointer, prefetch, spread
 
 CHANNELS = 64
 """Output channels of a block."""
@@ -126,32 +126,25 @@ def _emit_steps(
     def at(address: ir.Value, offset: ir.Value, what: ir.Type) -> ir.Value:
         return builder.inttoptr(builder.add(address, offset), ir.PointerType(what))
 
-    before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    step = builder.phi(INDEX)
-    totals = [[builder.phi(totals_type) for _ in range(CHANNELS // _LANES)] for _ in rows]
-    offset = builder.mul(step, ir.Constant(INDEX, _STEP_BYTES))
-    loaded = [
-        builder.load(at(weights, builder.add(offset, ir.Constant(INDEX, first)), numbers), align=4)
-        for first in range(0, _STEP_BYTES, 4 * _LANES)
-    ]
-    if ahead is not None:
-        prefetch(builder, at(ahead, builder.mul(step, ir.Constant(INDEX, CACHE_LINE)), ir.IntType(8)))
-    grown = []
-    for row, row_totals in zip(rows, totals, strict=True):
-        value = builder.load(at(row, builder.mul(step, ir.Constant(INDEX, 4)), number), align=4)
-        values = spread(builder, value, _LANES)
-        pairs = zip(row_totals, loaded, strict=True)
-        grown += [_emit_multiply_add(builder, kind, total, values, weights) for total, weights in pairs]
-    next_step = builder.add(step, ir.Constant(INDEX, 1))
-    step.add_incoming(ir.Constant(INDEX, 0), before)
-    step.add_incoming(next_step, loop)
-    for total, sum_after in zip(itertools.chain(*totals), grown, strict=True):
-        total.add_incoming(ir.Constant(totals_type, None), before)
-        total.add_incoming(sum_after, loop)
-    builder.cbranch(builder.icmp_signed("<", next_step, num_steps), loop, after)
-    builder.position_at_end(after)
+    def emit_step(step: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
+        offset = builder.mul(step, ir.Constant(INDEX, _STEP_BYTES))
+        loaded = [
+            builder.load(at(weights, builder.add(offset, ir.Constant(INDEX, first)), numbers), align=4)
+            for first in range(0, _STEP_BYTES, 4 * _LANES)
+        ]
+        if ahead is not None:
+            prefetch(builder, at(ahead, builder.mul(step, ir.Constant(INDEX, CACHE_LINE)), ir.IntType(8)))
+        grown = []
+        for number_of_row, row in enumerate(rows):
+            value = builder.load(at(row, builder.mul(step, ir.Constant(INDEX, 4)), number), align=4)
+            values = spread(builder, value, _LANES)
+            own = totals[number_of_row * len(loaded) : (number_of_row + 1) * len(loaded)]
+            pairs = zip(own, loaded, strict=True)
+            grown += [_emit_multiply_add(builder, kind, total, values, weights) for total, weights in pairs]
+        return grown
+
+    zeros = [ir.Constant(totals_type, None)] * (len(rows) * CHANNELS // _LANES)
+    grown = emit_loop(builder, num_steps, 1, zeros, emit_step)
     for place, sum_after in enumerate(grown):
         builder.store(sum_after, at(sums, ir.Constant(INDEX, 4 * _LANES * place), totals_type), align=4)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,34 @@ def multiply_add(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Valu
     name, kind = f"llvm.fmuladd.v{LANES}f32", ir.FunctionType(VECTOR, [VECTOR] * 3)
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, [x, y, total])
+
+
+def emit_loop(
+    builder: ir.IRBuilder,
+    stop: ir.Value,
+    step: int,
+    begin: Sequence[ir.Value],
+    emit_step: Callable[[ir.Value, Sequence[ir.Value]], Sequence[ir.Value]],
+) -> list[ir.Value]:
+    """Carry `begin` through `emit_step` for place = 0, step, ... below `stop`, in registers; for intrinsics.
+
+    emit_step: from the place and what is carried to what is carried on. Returns what the last one gave.
+    """
+    before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.cbranch(builder.icmp_signed("<", INDEX(0), stop), loop, after)
+    builder.position_at_end(loop)
+    place, carried = builder.phi(INDEX), [builder.phi(value.type) for value in begin]
+    grown = emit_step(place, carried)
+    following = builder.add(place, INDEX(step))
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+    builder.position_at_end(after)
+    results = [builder.phi(value.type) for value in begin]
+    place.add_incoming(INDEX(0), before)
+    place.add_incoming(following, loop)
+    for phi, start, end in zip((*carried, *results), (*begin, *begin), (*grown, *grown), strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(end, loop)
+    return results
 
 
 def prefetch(builder: ir.IRBuilder, place: ir.Value) -> None:
