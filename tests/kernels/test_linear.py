@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -168,10 +171,11 @@ def test_four_bits_of_any_table_equal_the_widened_weights(block_size: int, dtype
         expect(packed(x).double(), expected, {4: 1e-6, 2: 2e-2}[dtype.itemsize])
 
 
-def test_four_bits_whose_blocks_cross_rows_are_widened() -> None:
-    module = four_bit(linear(72, 40))
-    x = torch.randn(5, 72)
-    expect(pack_modules([module])(x), module(x), 1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_four_bits_whose_blocks_cross_rows_are_widened(dtype: torch.dtype) -> None:
+    module = four_bit(linear(72, 40).to(dtype))
+    x = torch.randn(5, 72).to(dtype)
+    expect(pack_modules([module])(x), module(x), {4: 1e-6, 2: 2e-2}[dtype.itemsize])
 
 
 def test_what_has_no_kernel_is_called_as_it_is() -> None:
@@ -183,3 +187,15 @@ def test_what_has_no_kernel_is_called_as_it_is() -> None:
     x = torch.randn(5, 72)
     assert torch.equal(pack_modules([scaled, linear(72, 8)])(x), torch.cat([scaled(x), linear(72, 8)(x)], dim=1))
     assert torch.equal(pack_modules([half])(x.half()), half(x.half()))
+
+
+def test_bfloat16_where_onednn_has_no_product_of_it() -> None:
+    """As on processors without AVX-512; oneDNN reads once in a process what it may use."""
+    tests = [test_packed_siblings_equal_each_alone, test_four_bits_are_what_bitsandbytes_trains_on]
+    tests += [test_four_bits_of_any_table_equal_the_widened_weights, test_four_bits_whose_blocks_cross_rows_are_widened]
+    names = [f"{__file__}::{test.__name__}" for test in tests]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *names],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

@@ -28,7 +28,7 @@ class _Modules:
         self._modules = tuple(modules)
         self.in_features: int = modules[0].in_features
         self.out_features: int = sum(module.out_features for module in modules)
-        self.num_bytes: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        self.num_bytes: int = sum(module.weight.numel() * module.weight.element_size() for module in modules)
 
     def __call__(self, x: Tensor) -> Tensor:
         parts = [module(x) for module in self._modules]
@@ -85,8 +85,10 @@ def _pack_four_bit(modules: Sequence[Any]) -> PackedLinear:
     block_size = states[0].blocksize
     in_features = modules[0].in_features
     if in_features % block_size or block_size % 32:  # a block would reach from one row into the next
-        dense = [dequantize_4bit(module.weight.data, module.weight.quant_state) for module in modules]
-        return pack_linear(_cat(dense), _cat_bias(modules))
+        if not _has_product(modules[0].compute_dtype):
+            return _Modules(modules)
+        dense = _cat([dequantize_4bit(module.weight.data, module.weight.quant_state) for module in modules])
+        return pack_linear(dense.to(modules[0].compute_dtype), _cat_bias(modules))
     scales = [
         dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
         for state in states

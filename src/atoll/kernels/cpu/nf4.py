@@ -2,7 +2,8 @@
 
 A few rows are bound by reading the weights, of which there are eight times fewer bytes than in float32: each output
 channel is widened into the nearest cache and multiplied there. With many rows all are widened first and the product is
-oneDNN's. Either way the weights are those that bitsandbytes dequantises to. Source: QLoRA, arXiv 2305.14314.
+oneDNN's, or PyTorch's where oneDNN does not multiply the dtype (bfloat16 without AVX-512). Either way the weights are
+those that bitsandbytes dequantises to. Source: QLoRA, arXiv 2305.14314.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.nn.functional import linear
 
-from atoll.kernels.cpu.linear import product
+from atoll.kernels.cpu.linear import has_product, product
 from atoll.kernels.cpu.threads import num_threads
 from atoll.kernels.cpu.values import FAST, Array, as_numpy, like, to_float32
 
@@ -47,7 +49,8 @@ class FourBitLinear:
             return y
         weight = x.new_empty(self.out_features, self.in_features)
         _widen(*self._arrays, as_numpy(weight), num_threads())
-        return product(x, weight, self._bias)
+        bias = None if self._bias is None else self._bias.to(x.dtype)
+        return (product if has_product(x.dtype) else linear)(x, weight, bias)
 
 
 @intrinsic
