@@ -99,7 +99,7 @@ def paged_step(
         torch.tensor(tables[i])[where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE
         for (i, _, _), where in zip(spans, positions, strict=True)
     ]
-    context = PagedContext(
+    context = PagedContext.of_step(
         cache,
         query_start=torch.tensor([0, *(stop - start for _, start, stop in spans)]).cumsum(0).int(),
         seq_lens=torch.tensor([stop for _, _, stop in spans], dtype=torch.int32),
@@ -166,7 +166,7 @@ def test_packed_context_is_found_by_threads_of_autograd_and_paged_is_not() -> No
     assert not failures
     cache = KVCache.allocate(probe(model), num_blocks=1, block_size=4, dtype=torch.float32, device="cpu")
     one = torch.tensor([1])
-    with attending(PagedContext(cache, torch.tensor([0, 1]), one, torch.tensor([[0]]), torch.tensor([0]))):
+    with attending(PagedContext.of_step(cache, torch.tensor([0, 1]), one, torch.tensor([[0]]), torch.tensor([0]))):
         from_another_thread()
     assert len(failures) == 1
 

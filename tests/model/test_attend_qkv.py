@@ -20,7 +20,7 @@ def make_context(cache: KVCache) -> PagedContext:
     """A chunk of five tokens, one after six others, and one that begins."""
     table = torch.tensor([[3, 1], [0, 2], [4, 0]])
     kv_index = torch.tensor([12, 13, 14, 15, 4, 10, 16])
-    return PagedContext(cache, torch.tensor([0, 5, 6, 7]), torch.tensor([5, 7, 1]), table, kv_index)
+    return PagedContext.of_step(cache, torch.tensor([0, 5, 6, 7]), torch.tensor([5, 7, 1]), table, kv_index)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -65,7 +65,7 @@ def serve_step(model: Any, bank: AdapterBank, cache: KVCache, tokens: list[Tenso
     lengths = torch.tensor([len(ids) for ids in tokens])
     rows = torch.repeat_interleave(torch.arange(len(tokens)), lengths)
     where = torch.cat(positions)
-    context = PagedContext(
+    context = PagedContext.of_step(
         cache,
         query_start=torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int(),
         seq_lens=(torch.tensor(starts) + lengths).int(),

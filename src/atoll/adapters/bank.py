@@ -17,7 +17,7 @@ from atoll.adapters.scope import ActiveRouting, RoutingScope
 from atoll.adapters.selection import select_modules
 from atoll.config.fleet import LoraConfig
 from atoll.errors import AdapterInvalid
-from atoll.kernels.lora import Dropout, LoraWeights
+from atoll.kernels.lora import Dropout, LoraRows, LoraWeights
 
 StagedAdapter = Mapping[str, LoraWeights]
 """Module name -> the views of a slot that hold an adapter's weights."""
@@ -45,14 +45,17 @@ class AdapterBank:
         return self.max_rank * features * self.dtype.itemsize
 
     @contextmanager
-    def routed(self, routing: Routing, dropouts: Mapping[int, Dropout] | None = None) -> Iterator[None]:
+    def routed(
+        self, routing: Routing, dropouts: Mapping[int, Dropout] | None = None, rows: LoraRows | None = None
+    ) -> Iterator[None]:
         """Set the routing of one batch; must enclose the forward pass and `backward()` as well.
 
-        Does not nest: a second routing inside the first would send rows to the wrong adapter.
+        rows: for the layers' kernels, instead of those that the routing gives. Does not nest: a second routing inside
+        the first would send rows to the wrong adapter.
         """
         if self._scope.active is not None:
             raise RuntimeError("bank.routed(...) does not nest")
-        self._scope.active = ActiveRouting(routing, dropouts or {})
+        self._scope.active = ActiveRouting(routing, dropouts or {}, rows)
         try:
             yield
         finally:

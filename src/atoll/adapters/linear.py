@@ -142,9 +142,7 @@ class LinearGroup(nn.Module):
         """x: [..., in_features], as many rows in all as the routing in force. Returns [..., out_features]."""
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         y = self.product(rows)
-        active = self._scope.require()
-        if self.table.slots:
-            add_lora_group(rows, y, active.rows(len(rows), x.device), self.table)
+        add_lora_group(rows, y, self.rows(len(rows)), self.table)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def rows(self, num_rows: int) -> LoraRows:

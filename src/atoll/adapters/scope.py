@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -13,18 +13,21 @@ from atoll.kernels.lora import Dropout, LoraRows
 
 @dataclass
 class ActiveRouting:
-    """The routing in force and, while training, each slot's dropout (its seed belongs to one pass of one adapter)."""
+    """The routing in force and, while training, each slot's dropout (its seed belongs to one pass of one adapter).
+
+    made_rows: what `rows` returns, if it exists already.
+    """
 
     routing: Routing
     dropouts: Mapping[int, Dropout]
-    _rows: LoraRows | None = field(default=None, init=False)
+    made_rows: LoraRows | None = None
 
     def rows(self, num_rows: int, device: torch.device) -> LoraRows:
         """The rows of each slot, made once for all layers. num_rows: a layer's, which must be the routing's."""
         self.check_rows(num_rows)
-        if self._rows is None:
-            self._rows = LoraRows(self.routing.segments, device)
-        return self._rows
+        if self.made_rows is None:
+            self.made_rows = LoraRows(self.routing.segments, device)
+        return self.made_rows
 
     def check_rows(self, num_rows: int) -> None:
         """Raise RuntimeError unless a layer's input has as many rows as the routing."""

@@ -115,6 +115,7 @@ def _engine(base: BaseModel, options: ServeOptions) -> Engine:
         kv_cache_bytes=options.kv_cache_bytes,
         host_adapter_bytes=options.host_adapter_bytes,
         prefix_cache=options.prefix_cache,
+        cuda_graphs=options.cuda_graphs,
     )
     bits: Literal[8] | None = 8 if options.int8 else None
     return build_engine(base, num_slots=options.num_slots, max_rank=options.max_rank, bits=bits, config=config)

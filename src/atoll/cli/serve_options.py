@@ -97,6 +97,9 @@ class ServeOptions:
     prefix_cache: Annotated[
         bool, typer.Option(help="Compute equal beginnings of prompts once (per tenant and adapter).")
     ] = True
+    cuda_graphs: Annotated[
+        bool, typer.Option(help="On CUDA, launch the steps of running requests as a whole instead of by kernel.")
+    ] = True
     max_open_requests: Annotated[
         int, typer.Option(min=1, help="Requests that run or wait; one more is answered with 429.")
     ] = 256

@@ -18,6 +18,7 @@ class BatchTensors:
 
     input_ids, position_ids: [1, tokens] int64. logit_rows: int64, the rows whose logits are wanted: those that a token
     is sampled from, then `num_prompt_rows` that precede tokens of prompts whose log-probabilities are wanted.
+    embedded: places of the chunks whose hidden states are wanted.
     query_start: [n + 1], seq_lens: [n], block_table: [n, max_blocks], kv_index: [tokens] as in
     model.attention.PagedContext.
     """
@@ -26,6 +27,7 @@ class BatchTensors:
     position_ids: Tensor
     logit_rows: Tensor
     num_prompt_rows: int
+    embedded: tuple[int, ...]
     query_start: Tensor
     seq_lens: Tensor
     block_table: Tensor
@@ -64,6 +66,7 @@ def build_batch(batch: ScheduledBatch, block_size: int) -> BatchTensors:
             np.concatenate([query_start[1:][is_sampled] - 1, np.array(prompt_rows, dtype=np.int64)])
         ),
         num_prompt_rows=len(prompt_rows),
+        embedded=tuple(row for row, chunk in enumerate(chunks) if chunk.state.request.embed),
         query_start=torch.from_numpy(query_start.astype(np.int32)),
         seq_lens=torch.from_numpy(stops.astype(np.int32)),
         block_table=torch.from_numpy(block_table),

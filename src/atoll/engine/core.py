@@ -34,7 +34,8 @@ class EngineConfig:
     one KV block. kv_cache_bytes None: a share of the memory that is free. max_length None: the base model's own.
     prefix_cache: keep the KV blocks of earlier requests for others that begin alike; whoever changes the base model or
     an adapter's weights under a running engine (training does) must switch it off, as kept blocks would be stale.
-    host_adapter_bytes: memory for adapters beside those in slots; None for a share of what is free.
+    host_adapter_bytes: memory for adapters beside those in slots; None for a share of what is free. cuda_graphs: launch
+    a step of one token a request as a whole, on CUDA.
 
     With max_batch_tokens three times max_num_requests or more, running requests leave two thirds of it to prompts.
     """
@@ -46,6 +47,7 @@ class EngineConfig:
     max_length: int | None = None
     prefix_cache: bool = True
     host_adapter_bytes: int | None = None
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         for name in (
@@ -144,8 +146,16 @@ class EngineCore:
             max_num_requests=config.max_num_requests,
             prefix_cache=config.prefix_cache,
         )
-        usual_rows = [*range(1, config.max_num_requests + 1), config.max_batch_tokens]
-        self._runner = Runner(base, bank, num_blocks=num_blocks, block_size=config.block_size, usual_rows=usual_rows)
+        self._runner = Runner(
+            base,
+            bank,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            max_batch_tokens=config.max_batch_tokens,
+            max_num_requests=config.max_num_requests,
+            max_length=self.max_length,
+            cuda_graphs=config.cuda_graphs,
+        )
         self._active: dict[str, _Active] = {}
         self._num_steps = self._num_computed = self._num_generated = self._num_finished = self._num_failed = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from atoll.adapters.bank import AdapterBank
 from atoll.adapters.linear import LinearGroup
 from atoll.adapters.routing import BASE_SLOT, Routing
 from atoll.engine.batch import build_batch
+from atoll.engine.decode_graphs import DecodeGraphs
 from atoll.engine.state import ScheduledBatch
 from atoll.errors import ConfigError
 from atoll.kernels.kv import KVCache, block_bytes
@@ -45,24 +46,38 @@ class Runner:
     """The model, its bank of adapters and the KV cache."""
 
     def __init__(
-        self, base: BaseModel, bank: AdapterBank, *, num_blocks: int, block_size: int, usual_rows: Iterable[int]
+        self,
+        base: BaseModel,
+        bank: AdapterBank,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_batch_tokens: int,
+        max_num_requests: int,
+        max_length: int,
+        cuda_graphs: bool,
     ) -> None:
-        """usual_rows: numbers of tokens that many steps will have; kernels are made ready for them."""
+        """Allocates the cache and makes kernels ready for the numbers of tokens that many steps will have."""
         self._base = base
         self._bank = bank
         self._cache = KVCache.allocate(
             base.kv_shapes, num_blocks=num_blocks, block_size=block_size, dtype=base.dtype, device=base.device
         )
-        _warm_up(base, sorted({*_ALL_KERNELS, *usual_rows}))
+        _warm_up(base, sorted({*_ALL_KERNELS, *range(1, max_num_requests + 1), max_batch_tokens}))
         self._warm_up_layers()
+        self._graphs: DecodeGraphs | None = None
+        if cuda_graphs and base.device.type == "cuda":
+            limits = {"max_num_requests": max_num_requests, "max_length": max_length}
+            self._graphs = DecodeGraphs(base, bank, self._cache, **limits)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> StepResult:
         """Compute a batch and keep its keys and values."""
         step = build_batch(batch, self._cache.block_size)
-        context = PagedContext(self._cache, step.query_start, step.seq_lens, step.block_table, step.kv_index)
-        embedded = [row for row, chunk in enumerate(batch.chunks) if chunk.state.request.embed]
-        with self._bank.routed(step.routing), attending(context), self._last_hidden(bool(embedded)) as hidden:
+        if self._graphs is not None and (found := self._graphs.run(step)) is not None:
+            return StepResult(found, found[:0], {})
+        context = PagedContext.of_step(self._cache, step.query_start, step.seq_lens, step.block_table, step.kv_index)
+        with self._bank.routed(step.routing), attending(context), self._last_hidden(bool(step.embedded)) as hidden:
             output = self._base.model(
                 input_ids=step.input_ids.to(self._base.device),
                 position_ids=step.position_ids.to(self._base.device),
@@ -72,14 +87,14 @@ class Runner:
         logits: Tensor = output.logits[0]
         num_sampled = len(logits) - step.num_prompt_rows
         starts = step.query_start.tolist()
-        sums = {row: hidden[0][0, starts[row] : starts[row + 1]].float().sum(0).cpu() for row in embedded}
+        sums = {row: hidden[0][0, starts[row] : starts[row + 1]].float().sum(0).cpu() for row in step.embedded}
         return StepResult(logits[:num_sampled], logits[num_sampled:], sums)
 
     @torch.inference_mode()
     def _warm_up_layers(self) -> None:
         """One token of nobody, into the first block, which whoever gets it writes anew."""
         zero = torch.zeros(1, dtype=torch.int32)
-        context = PagedContext(self._cache, torch.tensor([0, 1]), zero + 1, zero[None], zero.long())
+        context = PagedContext.of_step(self._cache, torch.tensor([0, 1]), zero + 1, zero[None], zero.long())
         token = torch.zeros(1, 1, dtype=torch.long, device=self._base.device)
         with self._bank.routed(Routing.from_lengths([(BASE_SLOT, 1)])), attending(context):
             self._base.model(input_ids=token, position_ids=token, logits_to_keep=1, use_cache=False)

@@ -92,15 +92,23 @@ def paged_attention(
             found = reference.attend_group(q, keys, values, group, scale=scale, window=window, softcap=softcap)
             out.index_copy_(0, group.rows, found)
     else:
-        from atoll.kernels.triton.attention import paged_decode
-
-        rows, table, lengths, longest = layout.on_device
-        found = paged_decode(
-            q[rows], keys, values, table, lengths, block_size=layout.block_size, max_length=longest, scale=scale,
-            window=window, softcap=softcap,
-        )  # fmt: skip
+        rows, found = decode_on_device(q, keys, values, layout, scale=scale, window=window, softcap=softcap)
         out.index_copy_(0, rows, found)
     return out
+
+
+def decode_on_device(
+    q: Tensor, keys: Tensor, values: Tensor, layout: PagedLayout, *, scale: float, window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The rows of requests with one new token, and their attention by CUDA's kernel; arguments as `paged_attention`."""
+    from atoll.kernels.triton.attention import paged_decode
+
+    rows, table, lengths, longest = layout.on_device
+    return rows, paged_decode(
+        q[rows], keys, values, table, lengths, block_size=layout.block_size, max_length=longest, scale=scale,
+        window=window, softcap=softcap,
+    )  # fmt: skip
 
 
 class PagedLayout:
@@ -125,6 +133,18 @@ class PagedLayout:
                 self.singles.append((request, start, length))
                 continue
             self.chunks.append((request, start, stop, length))
+
+    @classmethod
+    def of_singles(cls, block_table: Tensor, seq_lens: Tensor, *, max_length: int, block_size: int) -> PagedLayout:
+        """Requests with one new token each, whose tables and lengths CUDA's kernel reads when it runs, and not before.
+
+        block_table: [n, max_blocks] int32, seq_lens: [n] int32, none above max_length; on the device.
+        """
+        device = block_table.device
+        starts, longest = torch.arange(len(seq_lens) + 1), torch.full((len(seq_lens),), max_length)
+        layout = cls(starts, longest, block_table, block_size=block_size, device=device)
+        layout.on_device = starts[:-1].to(device), block_table, seq_lens, max_length
+        return layout
 
     @cached_property
     def chunk_plan(self) -> cpu_chunks.ChunkPlan:

@@ -117,13 +117,39 @@ class LoraRows:
 
     def __init__(self, segments: Segments, device: torch.device) -> None:
         self.segments = segments
-        self.slots = frozenset(slot for slot, _, _ in segments if slot >= 0)
+        self._slots = frozenset(slot for slot, _, _ in segments if slot >= 0)
         if device.type == "cuda":
             from atoll.kernels.triton.lora import cut_tiles
 
             self.tiles = cut_tiles(segments, device)
         else:
             self.array = np.array(segments, np.int64).reshape(-1, 3)
+
+    def meet(self, table: LoraTable) -> bool:
+        """Whether any row's slot has weights in a table."""
+        return not table.slots.isdisjoint(self._slots)
+
+
+class RecordedRows(LoraRows):
+    """The rows of a step that a CUDA graph repeats: its kernels read from the same memory which slots they are of.
+
+    max_rank: of all weights that any of the tables has by then.
+    """
+
+    def __init__(self, num_rows: int, max_rank: int, device: torch.device) -> None:
+        from atoll.kernels.triton.lora import empty_tiles
+
+        self.tiles = empty_tiles(num_rows, max_rank, device)
+
+    def place(self, segments: Segments) -> None:
+        """Let the next repetition be of other segments."""
+        from atoll.kernels.triton.lora import refill
+
+        refill(self.tiles, segments)
+
+    def meet(self, table: LoraTable) -> bool:
+        """Always: a table that is empty now may have weights at a later repetition."""
+        return True
 
 
 class LoraTable:
@@ -148,6 +174,7 @@ class LoraTable:
         self.kind = np.empty(0, np.float32 if dtype is torch.float32 else np.uint16)
         self.device = device
         self._on_device: GroupTable | None = None
+        self._has_changed = True
 
     def set(self, slot: int, module: int, weights: LoraWeights) -> None:
         """Let the rows of `slot` use `weights`: a C-contiguous, b the transpose of a C-contiguous tensor."""
@@ -158,27 +185,35 @@ class LoraTable:
         self.ranks[slot, module] = weights.a.shape[0]
         self.scalings[slot, module] = weights.scaling
         self.slots.add(slot)
-        self._on_device = None
+        self._has_changed = True
 
     def clear(self, slot: int, module: int) -> None:
         """Let the rows of `slot` leave `module` as it is."""
         if self.weights[module].pop(slot, None) is not None:
             self.ranks[slot, module] = 0
-            self._on_device = None
+            self._has_changed = True
             if not self.ranks[slot].any():
                 self.slots.remove(slot)
 
     def on_device(self) -> GroupTable:
-        """The table as CUDA's kernel reads it, copied after each change."""
+        """The table as CUDA's kernel reads it, copied to the same memory after each change."""
+        if self._on_device is None or self._has_changed:
+            self._on_device, self._has_changed = self._copied(self._on_device), False
+        return self._on_device
+
+    def _copied(self, before: GroupTable | None) -> GroupTable:
         from atoll.kernels.triton.lora import GroupTable
 
-        if self._on_device is None:
-            arrays = self.addresses, self.ranks, self.scalings, self.columns.astype(np.int32)
-            addresses, ranks, scalings, columns = (torch.from_numpy(array).to(self.device) for array in arrays)
-            self._on_device = GroupTable(
-                addresses, ranks, scalings, columns, self.dtype, int(self.ranks.max()), max(self.out_sizes)
-            )
-        return self._on_device
+        arrays = self.addresses, self.ranks, self.scalings, self.columns.astype(np.int32)
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if before is None:
+            places = [torch.empty_like(tensor, device=self.device) for tensor in tensors]
+        else:
+            places = [before.addresses, before.ranks, before.scalings, before.columns]
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+        addresses, ranks, scalings, columns = places
+        return GroupTable(addresses, ranks, scalings, columns, self.dtype, int(self.ranks.max()), max(self.out_sizes))
 
 
 def add_lora_group(x: Tensor, y: Tensor, rows: LoraRows, table: LoraTable) -> None:
@@ -188,7 +223,7 @@ def add_lora_group(x: Tensor, y: Tensor, rows: LoraRows, table: LoraTable) -> No
     in float32. Costs nothing where no row's slot has weights here. How many neighbours of the same slot a row has may
     change the order of its sums, and so their rounding, and nothing else.
     """
-    if table.slots.isdisjoint(rows.slots):
+    if not rows.meet(table):
         return
     if x.dtype not in (torch.float32, torch.bfloat16) or table.dtype not in (torch.float32, torch.bfloat16):
         from atoll.kernels.reference import lora as reference

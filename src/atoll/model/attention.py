@@ -49,17 +49,21 @@ class PackedContext:
 class PagedContext:
     """One step of the engine: new tokens of many requests over a paged KV cache; inference only.
 
-    query_start: [n + 1]; seq_lens: [n], all tokens of a request with this step's; block_table: [n, max_blocks], entries
-    past a request's last block are ignored; kv_index: [tokens], the flat cache position of each new token. All integer
-    and on CPU.
+    kv_index: [tokens] int64 on the cache's device, the flat cache position of each new token.
     """
 
-    def __init__(
-        self, cache: KVCache, query_start: Tensor, seq_lens: Tensor, block_table: Tensor, kv_index: Tensor
-    ) -> None:
-        self._cache = cache
-        self._kv_index = kv_index.long().to(cache.device)
-        self._layout = PagedLayout(query_start, seq_lens, block_table, block_size=cache.block_size, device=cache.device)
+    def __init__(self, cache: KVCache, layout: PagedLayout, kv_index: Tensor) -> None:
+        self._cache, self._layout, self._kv_index = cache, layout, kv_index
+
+    @classmethod
+    def of_step(
+        cls, cache: KVCache, query_start: Tensor, seq_lens: Tensor, block_table: Tensor, kv_index: Tensor
+    ) -> PagedContext:
+        """query_start: [n + 1]; seq_lens: [n], all tokens of a request with this step's; block_table: [n, max_blocks],
+        entries past a request's last block are ignored; kv_index: [tokens]. All integer and on CPU.
+        """
+        layout = PagedLayout(query_start, seq_lens, block_table, block_size=cache.block_size, device=cache.device)
+        return cls(cache, layout, kv_index.long().to(cache.device))
 
     @property
     def num_tokens(self) -> int:

@@ -179,12 +179,12 @@ class PackedHead(nn.Module):
     def __init__(self, head: nn.Module, *, bits: int | None) -> None:
         super().__init__()
         self._product = pack_modules([head], bits=bits)
-        self.in_features = self._product.in_features
+        self.in_features, self.out_features = self._product.in_features, self._product.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, tokens, hidden]. Returns [1, tokens, vocab]. A step that ends no prompt has no tokens here."""
         if x.numel() == 0:
-            return x.new_empty(*x.shape[:-1], self._product.out_features)
+            return x.new_empty(*x.shape[:-1], self.out_features)
         return self._product(x[0])[None]
 
 

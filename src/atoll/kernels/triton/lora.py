@@ -31,11 +31,13 @@ _WEIGHT_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.
 class Tiles(NamedTuple):
     """The rows of one step in pieces of one slot each; made once a step, shared by all layers.
 
-    places: [n, 3] int32 on the device: slot, first row, stop. num_rows: the most rows that a piece has.
+    places: [n, 3] int32 on the device: slot, first row, stop; a piece without rows costs nothing. num_rows: the most
+    rows that a piece has. max_rank: the most that any table's weights have, where it is not left to each table.
     """
 
     places: Tensor
     num_rows: int
+    max_rank: int | None = None
 
 
 class GroupTable(NamedTuple):
@@ -58,15 +60,32 @@ class GroupTable(NamedTuple):
 
 def cut_tiles(segments: Sequence[tuple[int, int, int]], device: torch.device) -> Tiles:
     """segments: (slot, start, stop); slot -1, the bare base model, gets no tile."""
-    ours = [segment for segment in segments if segment[0] >= 0]
-    longest = max((stop - start for _, start, stop in ours), default=0)
+    longest = max((stop - start for slot, start, stop in segments if slot >= 0), default=0)
     num_rows = _FEW_ROWS if longest <= 2 * _FEW_ROWS else _MANY_ROWS
+    return Tiles(_cut(segments, num_rows).to(device, non_blocking=True), num_rows)
+
+
+def _cut(segments: Sequence[tuple[int, int, int]], num_rows: int) -> Tensor:
     places = [
         (slot, first, min(first + num_rows, stop))
-        for slot, start, stop in ours
+        for slot, start, stop in segments
+        if slot >= 0
         for first in range(start, stop, num_rows)
     ]
-    return Tiles(torch.tensor(places, dtype=torch.int32).view(-1, 3).to(device, non_blocking=True), num_rows)
+    return torch.tensor(places, dtype=torch.int32).view(-1, 3)
+
+
+def empty_tiles(num_tokens: int, max_rank: int, device: torch.device) -> Tiles:
+    """Tiles of a step of so many tokens, for `refill`: as many as there are when every token has a slot of its own."""
+    return Tiles(torch.zeros(num_tokens, 3, dtype=torch.int32, device=device), _FEW_ROWS, max_rank)
+
+
+def refill(tiles: Tiles, segments: Sequence[tuple[int, int, int]]) -> None:
+    """Put other segments into tiles that kernels read already, in place; tiles that are left over have no rows."""
+    places = torch.zeros(len(tiles.places), 3, dtype=torch.int32)
+    cut = _cut(segments, tiles.num_rows)
+    places[: len(cut)] = cut
+    tiles.places.copy_(places)
 
 
 def add_group(x: Tensor, y: Tensor, tiles: Tiles, table: GroupTable) -> None:
@@ -76,12 +95,13 @@ def add_group(x: Tensor, y: Tensor, tiles: Tiles, table: GroupTable) -> None:
     in that dtype and summed in float32.
     """
     num_tiles, num_modules = len(tiles.places), table.ranks.shape[1]
-    if num_tiles == 0 or table.max_rank == 0:
+    max_rank = table.max_rank if tiles.max_rank is None else tiles.max_rank
+    if num_tiles == 0 or max_rank == 0:
         return
     num_tokens, in_features = x.shape
     num_splits = triton.cdiv(in_features, _SPLIT_FEATURES) if tiles.num_rows == _FEW_ROWS else 1
     split = triton.cdiv(triton.cdiv(in_features, num_splits), _BLOCK_FEATURES) * _BLOCK_FEATURES
-    block_rank = max(_MIN_RANK, triton.next_power_of_2(table.max_rank))
+    block_rank = max(_MIN_RANK, triton.next_power_of_2(max_rank))
     hidden = torch.empty(num_splits, num_modules, num_tokens, block_rank, dtype=torch.float32, device=x.device)
     weight = _WEIGHT_DTYPES[table.dtype]
     _shrink[num_tiles, num_modules, num_splits](
@@ -107,7 +127,7 @@ def _shrink(
     slot, start, stop = tl.load(places + 3 * tile), tl.load(places + 3 * tile + 1), tl.load(places + 3 * tile + 2)
     entry = slot * num_modules + module
     rank = tl.load(ranks + entry)
-    if rank == 0:
+    if (rank == 0) | (start >= stop):
         return
     a = tl.load(addresses + 2 * entry).to(tl.pointer_type(WEIGHT))
     rows = start + tl.arange(0, ROWS)[:, None]
@@ -135,7 +155,7 @@ def _expand(
     entry = slot * num_modules + module
     rank = tl.load(ranks + entry)
     left, right = tl.load(columns + module), tl.load(columns + module + 1)
-    if rank == 0 or left + block * COLUMNS >= right:
+    if (rank == 0) | (start >= stop) | (left + block * COLUMNS >= right):
         return
     b = tl.load(addresses + 2 * entry + 1).to(tl.pointer_type(WEIGHT))
     rows = start + tl.arange(0, ROWS)[:, None]
