@@ -99,7 +99,7 @@ def test_recorded_steps_answer_as_peft_does_while_adapters_come_and_go(
             assert answers(engine, world) == references(world)
             assert engine._core._runner._graphs is not None
             assert not engine._core._runner._graphs._is_refused
-    assert 2 <= len(emulated) <= 8
+    assert 1 <= len(emulated) <= 8
 
 
 def test_a_step_is_recorded_once_for_its_shape(world: World, emulated: list[Callable[[], None]]) -> None:
