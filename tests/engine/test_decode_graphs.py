@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -55,8 +56,15 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
             plain_lora(x, y, rows, table)
 
     def record(compute: Callable[[], None]) -> Callable[[], None]:
-        recorded.append(compute)
-        return compute
+        kept_by_the_engine = weakref.ref(compute)  # a graph keeps none of the tensors that its kernels were given
+
+        def repeat() -> None:
+            again = kept_by_the_engine()
+            assert again is not None
+            again()
+
+        recorded.append(repeat)
+        return repeat
 
     monkeypatch.setattr("atoll.model.attention.paged_attention", paged_attention)
     monkeypatch.setattr("atoll.adapters.linear.add_lora_group", add_lora_group)

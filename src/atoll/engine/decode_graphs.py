@@ -23,7 +23,7 @@ from atoll.engine.batch import BatchTensors
 from atoll.kernels.attention import PagedLayout
 from atoll.kernels.cuda_graph import Recorder
 from atoll.kernels.kv import KVCache
-from atoll.kernels.lora import RecordedRows
+from atoll.kernels.lora import LoraRows, RecordedRows
 from atoll.model.attention import PagedContext, attending
 from atoll.model.load import BaseModel
 
@@ -45,7 +45,10 @@ class _Shape(NamedTuple):
 
 
 class _Recording(NamedTuple):
+    """compute: what was recorded; it keeps the tensors that the kernels were given, whose addresses a graph repeats."""
+
     repeat: Callable[[], None]
+    compute: Callable[[], None]
     rows: RecordedRows | None
 
 
@@ -121,7 +124,7 @@ class DecodeGraphs:
             self._refuse("a recorded step gave other logits")
             return None
         logger.info("recorded a step of %d rows, length %d, rank %d", *shape)
-        return self._recordings.setdefault(shape, _Recording(repeat, rows))
+        return self._recordings.setdefault(shape, _Recording(repeat, compute, rows))
 
     def _step(self, shape: _Shape, rows: RecordedRows | None) -> Callable[[], None]:
         """What is recorded: from the inputs' memory to the logits'."""
@@ -131,9 +134,10 @@ class DecodeGraphs:
             self._block_table[:n], self._seq_lens[:n], max_length=shape.max_length, block_size=self._cache.block_size
         )
         context, nobody = PagedContext(self._cache, layout, kv_index), Routing((Segment(BASE_SLOT, 0, n),))
+        given_rows = rows or LoraRows(nobody.segments, self._base.device)  # not made anew while recording
 
         def compute() -> None:
-            with self._bank.routed(nobody, rows=rows), attending(context):
+            with self._bank.routed(nobody, rows=given_rows), attending(context):
                 output = self._base.model(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
             self._logits[:n].copy_(output.logits[0])
 
