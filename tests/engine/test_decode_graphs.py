@@ -68,7 +68,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 
     monkeypatch.setattr("atoll.model.attention.paged_attention", paged_attention)
     monkeypatch.setattr("atoll.adapters.linear.add_lora_group", add_lora_group)
-    monkeypatch.setattr("atoll.engine.decode_graphs.Recorder", lambda: SimpleNamespace(record=record))
+    monkeypatch.setattr("atoll.engine.decode_graphs.Recorder", lambda device: SimpleNamespace(record=record))
     monkeypatch.setattr(FusedLayer, "_few_rows_kernel", lambda layer: None)
     return recorded
 
@@ -126,7 +126,7 @@ def test_recordings_that_fail_or_answer_otherwise_are_not_used(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     for record, why in [(failing, "RuntimeError: operation not permitted"), (lambda compute: lambda: None, "other")]:
-        monkeypatch.setattr("atoll.engine.decode_graphs.Recorder", lambda r=record: SimpleNamespace(record=r))
+        monkeypatch.setattr("atoll.engine.decode_graphs.Recorder", lambda device, r=record: SimpleNamespace(record=r))
         caplog.clear()
         with caplog.at_level(logging.WARNING), with_graphs(world.engine(max_num_requests=7)) as engine:
             assert answers(engine, world) == references(world)
@@ -152,7 +152,7 @@ def test_what_is_recorded_never_waits_for_the_device(architecture: str, monkeypa
         "atoll.kernels.triton.attention.paged_decode", lambda q, keys, values, *others, **more: torch.empty_like(q)
     )
     monkeypatch.setattr("atoll.adapters.linear.add_lora_group", lambda x, y, rows, table: y.add_(x.sum()))
-    monkeypatch.setattr("atoll.engine.decode_graphs.Recorder", SimpleNamespace)
+    monkeypatch.setattr("atoll.engine.decode_graphs.Recorder", lambda device: None)
     shapes, model = probe(make_model(architecture)), cast("Any", make_model(architecture)).to("meta")
     model.set_attn_implementation(ATTENTION)
     base: Any = SimpleNamespace(model=model, device=model.device, dtype=torch.float32)

@@ -21,6 +21,7 @@ from atoll.adapters.linear import LinearGroup
 from atoll.adapters.routing import BASE_SLOT, Routing, Segment
 from atoll.engine.batch import BatchTensors
 from atoll.kernels.attention import PagedLayout
+from atoll.kernels.cpu.fused import KINDS
 from atoll.kernels.cuda_graph import Recorder
 from atoll.kernels.kv import KVCache
 from atoll.kernels.lora import LoraRows, RecordedRows
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _ROWS_APART = 8
 _SHORTEST = 1024
 _LOWEST_RANK = 16
+_MAX_RECORDINGS = 64
+"""Each takes memory of the device beside its pool, and three steps' time to make."""
 _TOLERANCE = 0.01
 """Of the largest logit: a recording may choose other kernels for a product than the same call outside of it."""
 
@@ -60,16 +63,17 @@ class DecodeGraphs:
     ) -> None:
         self._base, self._bank, self._cache = base, bank, cache
         self._tables = [module.table for module in base.model.modules() if isinstance(module, LinearGroup)]
-        self._max_rows = _rounded_rows(max_num_requests)
+        self._max_rows, self._max_length = _rounded_rows(max_num_requests), max_length
         device, num_blocks = base.device, -(-max_length // cache.block_size)
         self._numbers = torch.zeros(3, self._max_rows, dtype=torch.int64, device=device)  # token, position, cache place
         self._seq_lens = torch.zeros(self._max_rows, dtype=torch.int32, device=device)
         self._block_table = torch.zeros(self._max_rows, num_blocks, dtype=torch.int32, device=device)
         vocab_size: int = base.model.get_output_embeddings().out_features
         self._logits = torch.zeros(self._max_rows, vocab_size, dtype=base.dtype, device=device)
-        self._recorder = Recorder()
+        self._recorder = Recorder(device)
         self._recordings: dict[_Shape, _Recording] = {}
-        self._is_refused = not self._tables  # layers outside of groups read on the host which rows are whose
+        # Layers outside of groups, and those of other dtypes, read on the host which rows are whose.
+        self._is_refused = not self._tables or base.dtype not in KINDS
 
     def run(self, step: BatchTensors) -> Tensor | None:
         """The logits [n, vocab] of the rows that a token is sampled from, until the next call; None for other steps."""
@@ -91,6 +95,7 @@ class DecodeGraphs:
         length = _SHORTEST
         while length < int(step.seq_lens.max()):
             length *= 4
+        length = min(length, self._max_length)
         max_rank = 0
         if any(segment.slot != BASE_SLOT for segment in step.routing.segments):
             largest = max(table.on_device().max_rank for table in self._tables)
@@ -106,7 +111,9 @@ class DecodeGraphs:
         self._block_table[:num_rows, : step.block_table.shape[1]].copy_(step.block_table[rows])
 
     def _record(self, shape: _Shape, routing: Routing) -> _Recording | None:
-        """Record the step that was written last."""
+        """Record the step that was written last; None where that cannot be, or there are enough."""
+        if len(self._recordings) == _MAX_RECORDINGS:
+            return None
         rows = RecordedRows(shape.num_rows, shape.max_rank, self._base.device) if shape.max_rank else None
         if rows is not None:
             rows.place(_stretched(routing, shape.num_rows))
@@ -117,7 +124,8 @@ class DecodeGraphs:
             repeat = self._recorder.record(compute)
             self._logits.zero_()
             repeat()
-        except RuntimeError as error:
+        except Exception as error:
+            logger.debug("a step could not be recorded", exc_info=True)
             self._refuse(f"{type(error).__name__}: {error}")
             return None
         if not _is_close(self._logits[: shape.num_rows], expected):
@@ -161,5 +169,6 @@ def _stretched(routing: Routing, num_rows: int) -> list[Segment]:
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
-    scale = float(expected.float().nan_to_num().abs().max())
+    numbers = expected[expected.isfinite()].float()
+    scale = float(numbers.abs().max()) if len(numbers) else 0.0
     return torch.allclose(found.float(), expected.float(), rtol=0, atol=_TOLERANCE * scale, equal_nan=True)

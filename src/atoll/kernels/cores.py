@@ -22,7 +22,8 @@ _IGNORED = 0.25
 _CALM_S = 1.0
 """Seconds on end that must find room before there are more threads again."""
 _PAUSE_S = 1.0
-"""Looks this far apart say what others used beside this process only if it computed for half of the time."""
+_WORKED = 0.2
+"""Looks further apart than _PAUSE_S say what others used beside this process only if it had so much of a core."""
 
 
 class Use(NamedTuple):
@@ -69,7 +70,8 @@ class Cores:
             return
         last, self._last = self._last, self._read()
         wall, busy, own = (now - before for now, before in zip(self._last, last, strict=True))
-        if wall > _PAUSE_S and own < wall / 2:
+        if wall > _PAUSE_S and own < _WORKED * wall:
+            self._calm_s = 0.0
             return
         others = max(0.0, busy - own) / wall
         room = threads_beside(others, most=self.most, num_cores=self._num_cores)

@@ -207,7 +207,8 @@ class LoraTable:
         arrays = self.addresses, self.ranks, self.scalings, self.columns.astype(np.int32)
         tensors = [torch.from_numpy(array) for array in arrays]
         if before is None:
-            places = [torch.empty_like(tensor, device=self.device) for tensor in tensors]
+            with torch.inference_mode(False):  # written anew by whoever comes next, in inference mode or not
+                places = [torch.empty_like(tensor, device=self.device) for tensor in tensors]
         else:
             places = [before.addresses, before.ranks, before.scalings, before.columns]
         for place, tensor in zip(places, tensors, strict=True):
