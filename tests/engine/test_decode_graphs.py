@@ -56,6 +56,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
             plain_lora(x, y, rows, table)
 
     def record(compute: Callable[[], None]) -> Callable[[], None]:
+        compute()
         kept_by_the_engine = weakref.ref(compute)  # a graph keeps none of the tensors that its kernels were given
 
         def repeat() -> None:
@@ -125,7 +126,11 @@ def test_recordings_that_fail_or_answer_otherwise_are_not_used(
     def failing(compute: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    for record, why in [(failing, "RuntimeError: operation not permitted"), (lambda compute: lambda: None, "other")]:
+    def forgetful(compute: Callable[[], None]) -> Callable[[], None]:
+        compute()
+        return lambda: None
+
+    for record, why in [(failing, "RuntimeError: operation not permitted"), (forgetful, "other")]:
         monkeypatch.setattr("atoll.engine.decode_graphs.Recorder", lambda device, r=record: SimpleNamespace(record=r))
         caplog.clear()
         with caplog.at_level(logging.WARNING), with_graphs(world.engine(max_num_requests=7)) as engine:

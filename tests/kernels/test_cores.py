@@ -71,8 +71,8 @@ def test_between_looks_and_after_a_pause_nothing_changes(cores: Cores, machine: 
 
 
 def test_steps_of_seconds_leave_cores_and_take_them_back_as_short_ones_do(cores: Cores, machine: Machine) -> None:
-    for others, expected in [(3.0, 1), (0.0, 4)]:
-        machine.passes(5.0, own=1.0, others=others)
+    for own, others, expected in [(1.0, 3.0, 1), (1.0, 0.0, 4), (0.4, 3.6, 1)]:
+        machine.passes(5.0, own=own, others=others)
         cores.adapt()
         assert torch.get_num_threads() == expected
 

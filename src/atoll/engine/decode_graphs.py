@@ -82,13 +82,18 @@ class DecodeGraphs:
         if self._is_refused or not is_decode or num_rows > self._max_rows:
             return None
         shape = self._shape(step)
-        self._write(step, shape.num_rows)
-        recording = self._recordings.get(shape) or self._record(shape, step.routing)
-        if recording is None:
+        recording = self._recordings.get(shape)
+        if recording is None and len(self._recordings) == _MAX_RECORDINGS:
             return None
-        if recording.rows is not None:
-            recording.rows.place(_stretched(step.routing, shape.num_rows))
-        recording.repeat()
+        self._write(step, shape.num_rows)
+        segments = _stretched(step.routing, shape.num_rows)
+        if recording is None:
+            if not self._record(shape, segments):
+                return None
+        else:
+            if recording.rows is not None:
+                recording.rows.place(segments)
+            recording.repeat()
         return self._logits[step.logit_rows.to(self._base.device)]
 
     def _shape(self, step: BatchTensors) -> _Shape:
@@ -110,29 +115,27 @@ class DecodeGraphs:
         self._seq_lens[:num_rows].copy_(step.seq_lens[rows])
         self._block_table[:num_rows, : step.block_table.shape[1]].copy_(step.block_table[rows])
 
-    def _record(self, shape: _Shape, routing: Routing) -> _Recording | None:
-        """Record the step that was written last; None where that cannot be, or there are enough."""
-        if len(self._recordings) == _MAX_RECORDINGS:
-            return None
+    def _record(self, shape: _Shape, segments: list[Segment]) -> bool:
+        """Record the step that was written last, and compute it by that; False where that cannot be."""
         rows = RecordedRows(shape.num_rows, shape.max_rank, self._base.device) if shape.max_rank else None
         if rows is not None:
-            rows.place(_stretched(routing, shape.num_rows))
+            rows.place(segments)
         compute = self._step(shape, rows)
         try:
-            compute()
-            expected = self._logits[: shape.num_rows].clone()
             repeat = self._recorder.record(compute)
+            expected = self._logits[: shape.num_rows].clone()  # of the kernels one by one: recording computes nothing
             self._logits.zero_()
             repeat()
         except Exception as error:
             logger.debug("a step could not be recorded", exc_info=True)
             self._refuse(f"{type(error).__name__}: {error}")
-            return None
+            return False
         if not _is_close(self._logits[: shape.num_rows], expected):
             self._refuse("a recorded step gave other logits")
-            return None
+            return False
         logger.info("recorded a step of %d rows, length %d, rank %d", *shape)
-        return self._recordings.setdefault(shape, _Recording(repeat, compute, rows))
+        self._recordings[shape] = _Recording(repeat, compute, rows)
+        return True
 
     def _step(self, shape: _Shape, rows: RecordedRows | None) -> Callable[[], None]:
         """What is recorded: from the inputs' memory to the logits'."""
