@@ -51,7 +51,7 @@ class StubEngine:
     def pin(self, adapter: StoredAdapter) -> None:
         raise NotImplementedError("this engine holds no adapters")
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, name: str) -> None:
         raise NotImplementedError("this engine holds no adapters")
 
     def stats(self) -> EngineStats:

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -21,6 +22,7 @@ from atoll.server.caller import Caller
 from atoll.server.errors import InterruptedRequestError
 from atoll.server.meter import Meter, Outcome, Spent
 from atoll.server.metrics import ServerMetrics
+from atoll.server.open_requests import OpenRequests
 from atoll.server.prepare import Ask, Prepared, Preparer
 from atoll.server.settings import ServerSettings
 from atoll.server.tracing import note_finish
@@ -59,7 +61,7 @@ class RequestEngine(Protocol):
     def pin(self, adapter: StoredAdapter) -> None:
         """Load an adapter and keep it on the device. Raises UsageError if no slot would be left."""
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, name: str) -> None:
         """Let an adapter be evicted again."""
 
     def stats(self) -> EngineStats:
@@ -207,6 +209,7 @@ class Gateway:
         self.catalog = catalog
         self.metrics = metrics
         self.use = AdapterUse()
+        self.open_requests = OpenRequests(settings.max_open_requests)
         self.preparer = Preparer(
             base, catalog, settings, max_length=engine.max_length, max_rank=engine.stats().max_rank
         )
@@ -214,7 +217,6 @@ class Gateway:
         self.max_length = engine.max_length
         self._engine = engine
         self._meter = meter
-        self._num_open = 0
         self._limiter = anyio.CapacityLimiter(_NUM_PREPARING)
         self._slow_limiter = anyio.CapacityLimiter(_NUM_FETCHING)
 
@@ -232,11 +234,12 @@ class Gateway:
 
     async def open_several(self, ask: Ask, caller: Caller, count: int, *, stream: bool) -> list[EventStream]:
         """Start `count` requests that are alike but for their seeds; each is to be closed. Raises as `open` does."""
-        if self._num_open + count > self.settings.max_open_requests:
-            self.metrics.refused("overloaded")
-            raise Overloaded(f"{self._num_open} requests are open already", mend="try again in a second")
+        try:
+            self.open_requests.admit(caller.tenant, count)
+        except Overloaded as error:
+            self.metrics.refused(error.code)
+            raise
         started_s = time.perf_counter()
-        self._num_open += count
         opened: list[EventStream] = []
         try:
             prepared = await self._prepare(ask, caller)
@@ -249,12 +252,17 @@ class Gateway:
                 self._engine.submit(events.request)
                 opened.append(events)
         except BaseException as error:
-            self._num_open -= count - len(opened)
+            self.open_requests.remove(caller.tenant, count - len(opened))
             for events in opened:
                 events.close()
             self.metrics.refused(error.code if isinstance(error, AtollError) else "cancelled")
             raise
         return opened
+
+    def unload(self, name: str) -> None:
+        """Know an adapter no more until it is restored or loaded again, and unpin it. Raises AdapterNotFound."""
+        self.catalog.unload(name)
+        self._engine.unpin(name)
 
     async def _prepare(self, ask: Ask, caller: Caller) -> Prepared:
         if self.preparer.is_quick(ask):  # quicker than handing it to another thread
@@ -265,12 +273,12 @@ class Gateway:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             # A thread cannot be stopped: as long as it works on, it keeps its place among threads and open requests.
-            self._num_open += 1
-            work.add_done_callback(self._abandoned_ended)
+            self.open_requests.add(caller.tenant, 1)
+            work.add_done_callback(partial(self._abandoned_ended, caller.tenant))
             raise
 
-    def _abandoned_ended(self, work: asyncio.Future[Prepared]) -> None:
-        self._num_open -= 1
+    def _abandoned_ended(self, tenant: str, work: asyncio.Future[Prepared]) -> None:
+        self.open_requests.remove(tenant, 1)
         if not work.cancelled() and (error := work.exception()) is not None:
             logger.debug("a request that was given up: %s", error)
 
@@ -282,7 +290,7 @@ class Gateway:
 
     def closed(self, events: EventStream, outcome: Outcome) -> None:
         """A stream has ended; called by the stream alone."""
-        self._num_open -= 1
+        self.open_requests.remove(events.caller.tenant, 1)
         if outcome != "ok":
             self._count(events.spent(None, outcome))
         self.metrics.ended(events.request, outcome)

@@ -10,10 +10,11 @@ from pathlib import Path
 class ServerSettings:
     """Limits of one server.
 
-    max_open_requests: accepted and not yet answered; one more is told to come back later. max_unread_events: tokens
-    that a streaming client may leave unread before it is cut off. max_metric_adapters: adapters that get metric labels
-    of their own; the rest share the label `other`. max_best_of: completions that one request may choose from.
-    max_choices, max_prompts: answers to one prompt, and answers or vectors in all, that one OpenAI request may ask for.
+    max_open_requests: accepted and not yet answered, of all tenants together; one more is told to come back later. With
+    keys each tenant has a share of it (server.open_requests). max_unread_events: tokens that a streaming client may
+    leave unread before it is cut off. max_metric_adapters: adapters that get metric labels of their own; the rest share
+    the label `other`. max_best_of: completions that one request may choose from. max_choices, max_prompts: answers to
+    one prompt, and answers or vectors in all, that one OpenAI request may ask for.
     max_header_bytes, max_headers, head_timeout_s: of a request's head. body_timeout_s: how long its body may take.
     max_connections: open ones, idle ones too. unread_timeout_s: how long a client may read nothing of its answer.
     remote_sources: where adapters may be downloaded from, "hub" and "s3"; nowhere unless given. adapter_hosts: names or
