@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from atoll.adapters import residency as residency_module
+from atoll.adapters.bank import AdapterBank
 from atoll.adapters.contract import AdapterContract, BaseRef
 from atoll.adapters.peft_files import WEIGHTS_NAME
 from atoll.adapters.peft_io import read_adapter
+from atoll.adapters.residency import AdapterResidency
 from atoll.config.task import GenerationConfig, PromptConfig
 from atoll.errors import AdapterInvalid, Overloaded, UsageError
 from support.residency import LAYER, Harness
+from support.tiny import make_model
 
 
 @pytest.fixture
@@ -146,6 +149,82 @@ def test_one_slow_adapter_does_not_hold_up_the_others(harness: Harness, monkeypa
     harness.settle()
 
 
+def test_a_slot_is_for_whoever_asked_first_and_not_for_whoever_is_read_fastest(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(tmp_path, num_slots=1)
+    running, first, second = (harness.adapter(name, seed) for seed, name in enumerate(["running", "first", "second"]))
+    gate.set()
+    for adapter in (second, running):
+        harness.use(adapter)  # from now on both are in host memory
+    gate.clear()
+    assert harness.residency.acquire(running) is not None
+    assert [harness.residency.acquire(adapter) for adapter in (first, second)] == [None, None]
+    harness.residency.release(running.digest)
+    assert [harness.residency.acquire(adapter) for adapter in (first, second)] == [None, None]
+    assert harness.residency.stats().num_loading == 1
+    monkeypatch.setattr(residency_module, "KEEP_S", 0.0)
+    deadline_s = time.monotonic() + 10
+    while harness.residency.acquire(second) is None:
+        assert time.monotonic() < deadline_s, "a disk that hangs keeps the slot from nobody"
+        time.sleep(0.001)
+    gate.set()
+    harness.settle()
+    harness.residency.close()
+
+
+def test_a_newcomer_takes_no_slot_from_those_who_wait(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, num_slots=1)
+    running, first, second = (harness.adapter(name, seed) for seed, name in enumerate(["running", "first", "second"]))
+    for adapter in (second, running):
+        harness.use(adapter)
+    assert harness.residency.acquire(running) is not None
+    harness.residency.prefetch(first)
+    harness.settle()
+    assert harness.residency.acquire(first) is None
+    harness.residency.release(running.digest)
+    harness.residency.prefetch(second)
+    harness.settle()
+    assert harness.residency.stats().num_loads == 2, "the slot is for the first"
+    assert harness.acquire(first) is not None
+    harness.residency.close()
+
+
+def test_who_finds_no_room_in_host_memory_is_woken_when_another_load_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = adapter_bytes(tmp_path)
+    gate, ends = threading.Event(), threading.Semaphore(0)
+    bank = AdapterBank(make_model(), num_slots=2, max_rank=8)
+    residency = AdapterResidency(bank, base_digest="sha256:0", host_bytes=size, on_loaded=ends.release)
+    harness = Harness(tmp_path)
+    slow, other = harness.adapter("slow", 1), harness.adapter("other", 2)
+    begun = threading.Event()
+
+    def read(folder: Path, *, allocate: Any, **options: Any) -> Any:
+        def allocate_slowly(num_bytes: int) -> Any:
+            memory = allocate(num_bytes)
+            begun.set()
+            assert gate.wait(10)
+            return memory
+
+        return read_adapter(folder, allocate=allocate_slowly, **options)
+
+    monkeypatch.setattr(residency_module, "read_adapter", read)
+    assert residency.acquire(slow) is None
+    assert begun.wait(10)
+    assert residency.acquire(other) is None
+    deadline_s = time.monotonic() + 10
+    while residency.stats().num_loading > 1:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    assert not ends.acquire(blocking=False), "it would ask in circles"
+    gate.set()
+    assert ends.acquire(timeout=10)
+    residency.close()
+    harness.residency.close()
+
+
 def test_an_adapter_of_another_base_is_refused_without_reading_it(harness: Harness, gate: threading.Event) -> None:
     contract = AdapterContract(
         name="a",
@@ -241,7 +320,7 @@ def test_a_pinned_adapter_keeps_its_slot_and_its_place_in_host_memory(tmp_path: 
     assert places["p"].is_pinned
     with pytest.raises(UsageError, match="cannot be pinned"):
         harness.residency.pin(others[0])
-    harness.residency.unpin(pinned.digest)
+    harness.residency.unpin(pinned.name)
     assert harness.use(others[0]) == slot
     harness.residency.close()
 
@@ -258,6 +337,38 @@ def test_a_pinned_adapter_takes_the_first_slot_that_comes_free(tmp_path: Path) -
     tiers = {item.adapter.name: item.tier for item in harness.residency.adapters()}
     assert tiers == {"p": "device", "a": "host", "b": "device"}
     harness.residency.close()
+
+
+def test_a_newer_revision_takes_over_the_pin(harness: Harness) -> None:
+    old = harness.adapter("p", 1)
+    harness.residency.pin(old)
+    harness.use(old)
+    new = harness.adapter("p", 2)
+    assert (old.revision, new.revision) == (1, 2)
+    assert harness.residency.pinned == {old.digest}, "nobody has asked for the newer one"
+    harness.residency.prefetch(new)
+    harness.settle()
+    assert harness.residency.pinned == {new.digest}
+    harness.residency.prefetch(old)
+    assert harness.residency.pinned == {new.digest}, "somebody may still ask for the older one by its revision"
+    others = [harness.adapter(name, seed) for seed, name in enumerate("abc")]
+    for adapter in others:
+        harness.use(adapter)
+    places = {place.adapter.id: place.tier for place in harness.residency.adapters()}
+    assert places["p@2"] == "device"
+    assert places.get("p@1") != "device"
+    harness.residency.unpin("p")
+    assert harness.residency.pinned == frozenset()
+    for adapter in others[:2]:
+        assert harness.acquire(adapter) is not None
+
+
+def test_a_pinned_adapter_that_cannot_be_loaded_is_logged(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    broken = harness.adapter("broken", 1)
+    (broken.folder / WEIGHTS_NAME).write_bytes(b"broken")
+    harness.residency.pin(broken)
+    harness.settle()
+    assert "the pinned adapter broken@1 could not be loaded" in caplog.text
 
 
 def adapter_bytes(folder: Path) -> int:

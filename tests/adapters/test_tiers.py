@@ -18,7 +18,8 @@ from atoll.adapters.peft_files import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
 from atoll.adapters.peft_io import PREFIX, AdapterWeights
 from atoll.adapters.residency import AdapterResidency
 from atoll.adapters.store import StoredAdapter
-from atoll.adapters.tiers import HostTier
+from atoll.adapters.tiers import HostTier, default_host_bytes
+from atoll.memory import Memory
 from support.residency import LAYER, PLAIN
 from support.tiny import make_model
 
@@ -54,6 +55,11 @@ def residency() -> Iterator[AdapterResidency]:
     residency = AdapterResidency(bank, base_digest="", host_bytes=NUM_HOSTED * NUM_BYTES)
     yield residency
     residency.close()
+
+
+def test_host_memory_is_a_share_of_what_this_process_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atoll.adapters.tiers.main_memory", lambda: Memory(2**60, 1001))
+    assert default_host_bytes() == 200
 
 
 def check_slot(residency: AdapterResidency, adapter: StoredAdapter, slot: int) -> None:

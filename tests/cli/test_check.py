@@ -11,6 +11,7 @@ from atoll.cli.check import check
 from atoll.cli.check_report import visible
 from atoll.cli.probing import obstacle
 from atoll.errors import ConfigError, DataError, ModelNotFound, TaskNotFound
+from atoll.memory import Memory
 from atoll.tasks.estimate import FleetEstimate, MemberEstimate
 
 TASK = """
@@ -170,11 +171,12 @@ def test_a_fleet_with_problems_is_not_probed(
 
 @pytest.mark.parametrize(
     ("seconds", "memory_bytes", "why"),
-    [(10.0, 10**9, None), (10_000.0, 10**9, "a single pass"), (10.0, 10**15, "GB of memory")],
+    [(10.0, 10**9, None), (10_000.0, 10**9, "a single pass"), (10.0, 3 * 10**9, "GB of memory")],
 )
 def test_a_probe_that_would_take_too_long_or_too_much_is_not_begun(
-    seconds: float, memory_bytes: int, why: str | None
+    seconds: float, memory_bytes: int, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("atoll.memory.main_memory", lambda: Memory(4 * 10**9, 2 * 10**9))
     member = MemberEstimate("a", num_steps=10, num_train_tokens=9_000, num_validation_tokens=1_000, num_params=1)
     found = obstacle(FleetEstimate((member,), memory_bytes, seconds), token_budget=1_000, budget_s=20)
     assert (found is None) if why is None else (found is not None and why in found)

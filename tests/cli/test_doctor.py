@@ -19,6 +19,7 @@ from atoll.cli.completion import fleet_files, task_names
 from atoll.cli.ending import run_to_its_end
 from atoll.cli.findings_compute import expectation, gpu, numbers
 from atoll.cli.main import app
+from atoll.memory import Memory
 from support.adapters import save_random_adapter
 from support.tiny import make_model
 
@@ -44,6 +45,13 @@ def test_a_broken_adapter_fails(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "fail  adapters:" in capsys.readouterr().out
     assert run_to_its_end(app, ["rm", "mood", "--yes", "--store", str(store.root)]) == 0
     assert findings.adapters(store.root).state == "ok"
+
+
+@pytest.mark.parametrize(("available", "state"), [(0.5, "fail"), (2.0, "warn"), (6.0, "ok")])
+def test_memory_is_what_this_process_may_take(available: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atoll.memory.main_memory", lambda: Memory(8 * 2**30, int(available * 2**30)))
+    found = findings.memory()
+    assert (found.state, found.text) == (state, f"{available} of 8.0 GiB free")
 
 
 def test_a_port_that_is_taken_is_told() -> None:

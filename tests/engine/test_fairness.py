@@ -201,6 +201,37 @@ def test_those_who_generate_never_wait_for_prompts() -> None:
         scheduler.advance(batch)
 
 
+def test_nobody_pays_for_tokens_that_a_preemption_took_out_of_a_step(caplog: pytest.LogCaptureFixture) -> None:
+    """The flood's last request had its turn before the newcomer took its blocks in the same step."""
+    caplog.set_level("INFO")
+    limits = Limits(num_blocks=12, block_size=2, num_slots=2, max_batch_tokens=32, max_num_requests=8)
+    _, _, scheduler = limits.build(is_instant=True)
+    flood = [scheduler.add(make_request([index] * 6, 8, "flood", "flood")) for index in range(3)]
+    flow = flood[0].flow
+    num_computed = 0
+
+    def step() -> None:
+        nonlocal num_computed
+        batch = scheduler.schedule()
+        num_computed += sum(chunk.stop - chunk.start for chunk in batch.chunks if chunk.state in flood)
+        assert (flow.served, flow.tenant.served) == (num_computed, num_computed)
+        scheduler.advance(batch)
+        for chunk in batch.chunks:
+            chunk.state.token_ids.append(0)
+
+    step()
+    step()
+    assert sum(len(state.block_ids) for state in flood) == limits.num_blocks
+    newcomer = scheduler.add(make_request([9] * 4, 8, "light", "light"))
+    level = newcomer.flow.tenant.served
+    step()
+    assert newcomer.is_running
+    assert not flood[-1].is_running
+    assert newcomer.flow.tenant.served == level + 4
+    ids = [state.request.request_id for state in (flood[-1], newcomer)]
+    assert caplog.messages == ["request {} is preempted for {}".format(*ids)]
+
+
 # Accounts
 
 
@@ -213,6 +244,9 @@ def test_nobody_is_ahead_or_behind_by_more_than_the_window(charges: list[tuple[i
     ledger: Ledger[Account] = Ledger(window)
     parties = [ledger.enter(key, Account) for key in range(5)]
     for index, num_tokens in charges:
+        ranks = [ledger.rank(party, 32)[1] for party in parties]
+        ledger.take_back(parties[index], num_tokens, ledger.charge(parties[index], num_tokens))
+        assert [ledger.rank(party, 32)[1] for party in parties] == pytest.approx(ranks, abs=1e-6)
         ledger.charge(parties[index], num_tokens)
         assert all(-window <= ledger.rank(party, 32)[1] <= window + 1e-6 for party in parties)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from atoll.adapters.residency import AdapterResidency
+from atoll.adapters.store import StoredAdapter
 from atoll.engine import Engine, EngineConfig
+from atoll.engine.core import EngineCore
 from atoll.errors import RequestInvalid, UsageError
 from support.engines import World, greedy_request, make_prompt
 from support.servers import wait_until
@@ -55,6 +58,54 @@ def test_the_cache_is_no_larger_than_all_requests_could_fill(world: World) -> No
     engine.close()
 
 
+def test_a_request_that_cannot_be_queued_fails_alone(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefetch = AdapterResidency.prefetch
+
+    def without_threads(residency: AdapterResidency, adapter: StoredAdapter) -> None:
+        if adapter.name == "alpha":
+            raise RuntimeError("can't start new thread")
+        prefetch(residency, adapter)
+
+    monkeypatch.setattr(AdapterResidency, "prefetch", without_threads)
+    adapters = (None, world.adapters["alpha"], world.adapters["beta"])
+    before, failed, after = engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in adapters])
+    assert "can't start new thread" in str(failed.error)
+    assert before.token_ids == world.reference(None, PROMPT)[:4]
+    assert after.token_ids == world.reference("beta", PROMPT)[:4]
+    stats = engine.stats()
+    assert (stats.num_waiting, stats.num_failed, stats.num_finished) == (0, 1, 2)
+
+
+def test_a_request_ends_even_if_its_slot_cannot_be_given_back(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = AdapterResidency.release
+
+    def without_threads(residency: AdapterResidency, digest: str) -> None:
+        release(residency, digest)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(AdapterResidency, "release", without_threads)
+    requests = [greedy_request(PROMPT, 4, world.adapters["alpha"]), greedy_request(PROMPT, 9)]
+    first, other = engine.generate(requests)
+    assert first.token_ids == world.reference("alpha", PROMPT)[:4]
+    assert other.token_ids == world.reference(None, PROMPT)[:9]
+
+
+def test_an_inbox_that_cannot_be_read_ends_nothing_for_good(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(core: EngineCore, request_id: str) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(EngineCore, "abort", fails)
+    engine.abort("unknown")
+    (completion,) = engine.generate([greedy_request(PROMPT, 4)])
+    assert completion.token_ids == world.reference(None, PROMPT)[:4]
+
+
 def test_a_pinned_adapter_stays_while_others_come_and_go(world: World) -> None:
     with world.engine(num_slots=2) as engine:
         pinned, *others = world.adapters.values()
@@ -67,6 +118,6 @@ def test_a_pinned_adapter_stays_while_others_come_and_go(world: World) -> None:
         (resident,) = [item for item in engine.adapters() if item.is_pinned]
         assert (resident.adapter.id, resident.tier) == (pinned.id, "device")
         engine.generate([greedy_request(PROMPT, 4, pinned)])
-        engine.unpin(pinned.digest)
+        engine.unpin(pinned.name)
         engine.generate([greedy_request(PROMPT, 4, adapter) for adapter in others])
         assert all(item.adapter.id != pinned.id for item in engine.adapters() if item.tier == "device")

@@ -87,7 +87,7 @@ def test_lack_of_blocks_holds_back_those_behind() -> None:
     assert not small.is_running
 
 
-def test_the_youngest_is_preempted_and_the_oldest_never() -> None:
+def test_the_youngest_is_preempted_and_the_oldest_never(caplog: pytest.LogCaptureFixture) -> None:
     limits = Limits(num_blocks=4, block_size=2, num_slots=1, max_batch_tokens=16, max_num_requests=4)
     pool, _, scheduler = limits.build()
     old, young = (scheduler.add(make_request([seed, seed], 6)) for seed in range(2))
@@ -99,6 +99,9 @@ def test_the_youngest_is_preempted_and_the_oldest_never() -> None:
     assert not young.is_running
     assert young.num_computed == 0
     assert len(young.token_ids) > 2, "what was generated is kept"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message == f"no KV block is free: request {young.request.request_id} is preempted"
     finish_all(scheduler)
     assert len(young.token_ids) == len(old.token_ids) == 8
     assert pool.num_free == 4

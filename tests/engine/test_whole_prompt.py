@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from atoll.engine import Engine, Request
+from atoll.engine.request import PromptToken
 from support.engines import World, greedy_request, make_prompt
 
 NAMES = (None, "alpha", "delta")
@@ -77,6 +78,14 @@ def test_log_probabilities_of_a_prompt(world: World, engine: Engine, name: str |
             best = expected[place].topk(2)
             assert [token_id for token_id, _ in token.top] == best.indices.tolist()
         assert completion.token_ids == world.reference(name, prompt)[:3]
+
+
+def test_a_prompt_of_one_token_has_no_log_probability(engine: Engine) -> None:
+    request = replace(greedy_request((5,), 3), prompt_logprobs=2)
+    for completion in engine.generate([request, replace(request, request_id="again")]):
+        assert completion.finish is not None
+        assert completion.finish.prompt_tokens == (PromptToken(5, None),)
+        assert len(completion.token_ids) == 3
 
 
 def test_a_preempted_request_tells_of_each_token_once(world: World) -> None:

@@ -137,6 +137,20 @@ def test_echo_scores_the_prompt(client: OpenAI, served: Served) -> None:
     ]
 
 
+def test_echo_shows_a_prompt_of_one_token(client: OpenAI, served: Served) -> None:
+    prompt: Any = ids_of(served, PROMPT)[:1]
+    choice = client.completions.create(model="alpha", prompt=prompt, echo=True, logprobs=1, **GREEDY).choices[0]
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert logprobs.tokens
+    assert logprobs.token_logprobs
+    assert logprobs.text_offset
+    assert choice.text.startswith(logprobs.tokens[0])
+    assert len(logprobs.tokens) == 1 + 6
+    assert [value is None for value in logprobs.token_logprobs] == [True] + 6 * [False]
+    assert logprobs.text_offset[:2] == [0, len(logprobs.tokens[0])]
+
+
 def test_biases_and_penalties_change_what_is_chosen(client: OpenAI) -> None:
     def text(**fields: Any) -> str:
         extra = {"ignore_eos": True, **fields.pop("extra_body", {})}

@@ -89,8 +89,11 @@ def test_admins_load_pin_unload_and_delete(site: ShownSite) -> None:
     wait_until(lambda: tier(site, "gamma") == "device, pinned")
     act(site, "gamma", "unpin")
     assert tier(site, "gamma") == "device"
+    act(site, "gamma", "pin")
+    wait_until(lambda: tier(site, "gamma") == "device, pinned")
     act(site, "gamma", "unload")
     assert tier(site, "gamma") == "unloaded"
+    assert not any(held.is_pinned for held in site.engine.adapters())
     body = {"inputs": "Hi", "parameters": {"adapter_id": "gamma", "max_new_tokens": 1}}
     assert httpx.post(f"{site.url}/generate", json=body).status_code == 424
     act(site, "gamma", "restore")
@@ -103,6 +106,18 @@ def test_admins_load_pin_unload_and_delete(site: ShownSite) -> None:
     assert act(site, "doomed", "delete").status_code == 404
     assert act(site, "gamma", "explode").status_code == 422
     assert "beta" in site.store.names()  # whose files were the same ones
+
+
+def test_a_pin_is_shown_for_a_newer_revision_too_and_can_be_taken_away(site: ShownSite) -> None:
+    site.store.publish("moving", site.world.adapters["alpha"].folder)
+    act(site, "moving", "pin")
+    wait_until(lambda: tier(site, "moving") == "device, pinned")
+    site.store.publish("moving", site.world.adapters["beta"].folder)
+    page = f"{site.url}/ui/adapters/moving"
+    wait_until(lambda: "<dt>Revision</dt><dd>2</dd>" in httpx.get(page).text)
+    assert tier(site, "moving").endswith(", pinned")
+    act(site, "moving", "unpin")
+    assert not any(held.is_pinned for held in site.engine.adapters())
 
 
 def test_requests_and_last_use_are_counted(site: ShownSite) -> None:

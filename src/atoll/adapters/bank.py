@@ -38,12 +38,6 @@ class AdapterBank:
         self._allocating = threading.Lock()
         self.layers = _inject(model, self._scope)
 
-    @property
-    def slot_bytes(self) -> int:
-        """What an adapter of the largest rank on every layer takes in a slot; smaller ones take less on a CPU."""
-        features = sum(layer.in_features + layer.out_features for layer in self.layers.values())
-        return self.max_rank * features * self.dtype.itemsize
-
     @contextmanager
     def routed(
         self, routing: Routing, dropouts: Mapping[int, Dropout] | None = None, rows: LoraRows | None = None
@@ -139,17 +133,29 @@ class AdapterBank:
 
 
 def _inject(model: nn.Module, scope: RoutingScope) -> dict[str, MultiLoRALinear]:
-    """Replace every linear layer except the output head, as PEFT's "all-linear" does."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    targets = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    ]
+    """Put a MultiLoRALinear in place of every target."""
     layers = {}
-    for layer_id, (name, module) in enumerate(targets):
+    for layer_id, (name, module) in enumerate(_targets(model)):
         parent_name, _, child_name = name.rpartition(".")
         layers[name] = MultiLoRALinear(module, scope, layer_id)
         setattr(model.get_submodule(parent_name), child_name, layers[name])
     return layers
+
+
+def _targets(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """Every linear layer except the output head, as PEFT's "all-linear" chooses them, with its name."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+    ]
+
+
+def slot_bytes(model: nn.Module, *, max_rank: int, dtype: torch.dtype) -> int:
+    """What an adapter of the largest rank on every layer would take in a slot; smaller ones take less on a CPU.
+
+    model: without a bank yet.
+    """
+    return sum(layer.in_features + layer.out_features for _, layer in _targets(model)) * max_rank * dtype.itemsize
 
 
 def trainable_tensors(weights: Mapping[str, LoraWeights]) -> list[Tensor]:

@@ -5,27 +5,29 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from threading import Lock
 
 import torch
 from torch import Tensor
 
 from atoll.adapters.bank import AdapterBank, StagedAdapter
+from atoll.adapters.load_errors import LoadErrors
 from atoll.adapters.peft_io import AdapterWeights, read_adapter
+from atoll.adapters.pins import Pins
 from atoll.adapters.store import StoredAdapter
 from atoll.adapters.tiers import HostTier, MayGo, TieredAdapter, TierStats, default_host_bytes
-from atoll.errors import AdapterInvalid, AtollError, Overloaded, UsageError
+from atoll.errors import AdapterInvalid, AtollError, Overloaded
 from atoll.kernels.openmp import use_one_thread
 
 logger = logging.getLogger(__name__)
 
 NUM_LOADERS = 2
 MAX_PREFETCHES = 8
-MAX_ERRORS = 256
 # How long an adapter that a request asked for is kept although the request does not run yet: from others whose turn it
 # is, and from those that are loaded ahead of their turn.
 KEEP_S = 1.0
@@ -49,10 +51,16 @@ class _Resident:
 
 @dataclass
 class _Load:
-    """What a loader thread does or will do. is_urgent: a request that could run waits for it."""
+    """What a loader thread does or will do. is_urgent: for a request that could run, and a slot can be had."""
 
     adapter: StoredAdapter
     is_urgent: bool
+    has_slot: bool = False
+    started_at_s: float = field(default_factory=time.monotonic)
+
+    def is_promised_slot(self) -> bool:
+        """Whether a slot is kept for it: no longer than reading should take, for a disk may hang."""
+        return self.is_urgent and not self.has_slot and time.monotonic() - self.started_at_s < KEEP_S
 
 
 class AdapterResidency:
@@ -83,9 +91,9 @@ class AdapterResidency:
         self._residents: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
         self._host = HostTier(default_host_bytes() if host_bytes is None else host_bytes)
         self._loads: dict[str, _Load] = {}
-        self._errors: OrderedDict[str, tuple[AtollError, float]] = OrderedDict()  # with the time of each
+        self._errors = LoadErrors()
         self._asked_at_s: OrderedDict[str, float] = OrderedDict()  # by requests that do not run yet; oldest first
-        self._pinned: dict[str, StoredAdapter] = {}
+        self._pins = Pins(bank.num_slots)
         self._counts = TierStats()
         self._copying = Lock()
         self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adapter-loader", initializer=use_one_thread)
@@ -108,7 +116,7 @@ class AdapterResidency:
                     adapter=adapter,
                     tier="device" if digest in places else "host",
                     num_users=num_users,
-                    is_pinned=digest in self._pinned,
+                    is_pinned=digest in self._pins.digests,
                 )
                 for digest, (adapter, num_users) in (places | hosted).items()
             ]
@@ -128,41 +136,35 @@ class AdapterResidency:
     @property
     def pinned(self) -> frozenset[str]:
         """The digests of adapters that keep their slots."""
-        with self._lock:
-            return frozenset(self._pinned)
+        return self._pins.digests
 
     def pin(self, adapter: StoredAdapter) -> None:
         """Load an adapter into a slot, as soon as one is free, and keep it there and in host memory until `unpin`.
 
-        Raises UsageError if no slot would be left for other adapters.
+        Newer revisions take its place once they are asked for. Raises UsageError if no slot would be left for others.
         """
-        digest = adapter.digest
         with self._lock:
-            if digest not in self._pinned and len(self._pinned) + 1 >= self._bank.num_slots:
-                raise UsageError(
-                    f"the adapter {digest[:12]} cannot be pinned",
-                    why=f"{len(self._pinned)} of {self._bank.num_slots} slots are pinned, and one must stay for others",
-                    mend="unpin another adapter, or start with more slots",
-                )
-            self._pinned[digest] = adapter
-            self._forget_old_error(digest)
+            self._pins.add(adapter)
+            self._errors.forget_old(adapter.digest, KEEP_S)
             self._load_pinned()
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, name: str) -> None:
         """Let an adapter be evicted again; does nothing if it is not pinned."""
         with self._lock:
-            self._pinned.pop(digest, None)
+            self._pins.discard(name)
 
     def prefetch(self, adapter: StoredAdapter) -> None:
         """Begin to load the adapter of a request that was queued, as far as nobody who waits already loses by it."""
         digest = adapter.digest
         with self._lock:
-            self._forget_old_error(digest)
-            self._note_asked(digest)
-            if digest in self._residents or digest in self._loads or len(self._loads) >= MAX_PREFETCHES:
-                return
-            if self._host.find(digest) is None or self._has_slot(is_urgent=False):
+            self._errors.forget_old(digest, KEEP_S)
+            if self._pins.follow(adapter):
+                self._load_pinned()
+            is_on_its_way = digest in self._residents or digest in self._loads
+            is_of_use = self._host.find(digest) is None or self._has_slot(is_urgent=False)
+            if not is_on_its_way and is_of_use and len(self._loads) < MAX_PREFETCHES:
                 self._start(_Load(adapter, is_urgent=False))
+            self._note_asked(digest)
 
     def acquire(self, adapter: StoredAdapter) -> int | None:
         """The adapter's slot, held until `release`; None while it is loading or every slot is in use.
@@ -201,18 +203,18 @@ class AdapterResidency:
     def _ask(self, adapter: StoredAdapter) -> None:
         """Load an adapter whose turn it is, if a slot can be had. Raises the error of its last load."""
         digest = adapter.digest
-        if failure := self._errors.pop(digest, None):
-            raise failure[0]
+        if error := self._errors.take(digest):
+            raise error
         self._note_asked(digest)
         if load := self._loads.get(digest):
-            load.is_urgent = True
+            load.is_urgent = load.is_urgent or self._has_slot(is_urgent=True)
         elif len(self._loads) < MAX_PREFETCHES + self._bank.num_slots and self._has_slot(is_urgent=True):
             self._start(_Load(adapter, is_urgent=True))
 
     def _load_pinned(self) -> None:
         """Let pinned adapters that have no slot yet take those that nobody uses."""
-        for digest, adapter in self._pinned.items():
-            if digest in self._residents or digest in self._loads or digest in self._errors:
+        for adapter in self._pins:
+            if any(adapter.digest in taken for taken in (self._residents, self._loads, self._errors)):
                 continue
             if self._has_slot(is_urgent=True):
                 self._start(_Load(adapter, is_urgent=True))
@@ -224,23 +226,18 @@ class AdapterResidency:
         while now_s - next(iter(self._asked_at_s.values())) > KEEP_FROM_PREFETCH_S:
             self._asked_at_s.popitem(last=False)
 
-    def _forget_old_error(self, digest: str) -> None:
-        """Drop the error of an earlier request that is gone; a fresh one is still to be told to those who wait."""
-        if digest in self._errors and time.monotonic() - self._errors[digest][1] > KEEP_S:
-            del self._errors[digest]
-
     def _start(self, load: _Load) -> None:
-        self._loads[load.adapter.digest] = load
         self._loaders.submit(self._load, load)
+        self._loads[load.adapter.digest] = load
 
     def _is_awaited(self, digest: str, within_s: float) -> bool:
         return time.monotonic() - self._asked_at_s.get(digest, float("-inf")) < within_s
 
-    def _find_idle(self, is_urgent: bool) -> _Resident | None:
-        """The least recently used adapter whose slot may be taken."""
+    def _idle(self, *, is_urgent: bool) -> Iterator[_Resident]:
+        """The adapters whose slots may be taken, least recently used first."""
         now_s = time.monotonic()
         for digest, resident in self._residents.items():
-            if resident.num_users or digest in self._pinned:
+            if resident.num_users or digest in self._pins.digests:
                 continue
             if is_urgent:
                 # Once it was used its turn is over, however many wait for it.
@@ -248,26 +245,43 @@ class AdapterResidency:
             else:
                 is_kept = self._is_awaited(digest, KEEP_FROM_PREFETCH_S)
             if not is_kept:
-                return resident
-        return None
+                yield resident
 
     def _has_slot(self, *, is_urgent: bool) -> bool:
-        return bool(self._free) or self._find_idle(is_urgent) is not None
+        """Whether one more load finds a slot beside the urgent ones on their way; ahead of time only if nobody waits.
 
-    def _take_slot(self, is_urgent: bool) -> int | None:
-        if self._free:
-            return self._free.pop()
-        if (idle := self._find_idle(is_urgent)) is None:
+        So a slot goes to whoever's turn came first, not to whoever is read fastest.
+        """
+        if not is_urgent and self._is_somebody_waiting():
+            return False
+        num_missing = 1 + sum(load.is_promised_slot() for load in self._loads.values()) - len(self._free)
+        return sum(1 for _ in islice(self._idle(is_urgent=is_urgent), max(0, num_missing))) >= num_missing
+
+    def _is_somebody_waiting(self) -> bool:
+        """Whether an adapter that was asked for has no slot and is not on its way into one."""
+        places = self._residents.keys() | self._loads.keys()
+        return any(
+            digest not in places and self._is_awaited(digest, KEEP_FROM_PREFETCH_S) for digest in self._asked_at_s
+        )
+
+    def _take_slot(self, load: _Load) -> int | None:
+        if not load.is_urgent and not self._has_slot(is_urgent=False):
             return None
-        del self._residents[idle.adapter.digest]
-        self._counts.num_slot_evictions += 1
-        return idle.slot
+        if not self._free:
+            idle = next(self._idle(is_urgent=load.is_urgent), None)
+            if idle is None:
+                return None
+            del self._residents[idle.adapter.digest]
+            self._counts.num_slot_evictions += 1
+            self._free.append(idle.slot)
+        load.has_slot = True
+        return self._free.pop()
 
     def _may_leave_host(self, is_urgent: bool) -> list[MayGo]:
         """Who goes first: the idle, then those that their slots hold anyway, then those that others wait for."""
 
         def is_movable(digest: str) -> bool:
-            return digest not in self._pinned and digest not in self._loads
+            return digest not in self._pins.digests and digest not in self._loads
 
         def is_used(digest: str) -> bool:
             return (resident := self._residents.get(digest)) is not None and resident.num_users > 0
@@ -296,19 +310,22 @@ class AdapterResidency:
         with self._lock:
             del self._loads[load.adapter.digest]
             if error is not None:
-                self._note_error(load.adapter.digest, error)
+                self._note_error(load.adapter, error)
             elif had_room:
                 self._load_pinned()  # a slot may have come free while this one was on its way
-        self._on_loaded()
+            # Who found no room would ask in circles until one of the others has ended.
+            is_news = had_room or not self._loads
+        if is_news:
+            self._on_loaded()
 
-    def _note_error(self, digest: str, error: AtollError) -> None:
+    def _note_error(self, adapter: StoredAdapter, error: AtollError) -> None:
+        digest = adapter.digest
+        if digest in self._pins.digests:  # perhaps nobody else ever asks for it, and hears of the error
+            logger.warning("the pinned adapter %s could not be loaded: %s", adapter.id, error)
         self._host.drop(digest)
+        self._asked_at_s.pop(digest, None)
         self._counts.num_failures += 1
-        # Its frames would keep the memory that the adapter was read into.
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-        self._errors[digest] = error, time.monotonic()
-        if len(self._errors) > MAX_ERRORS:
-            self._errors.popitem(last=False)
+        self._errors.put(digest, error)
 
     def _find_or_read(self, load: _Load) -> AdapterWeights:
         adapter = load.adapter
@@ -331,7 +348,7 @@ class AdapterResidency:
         """Memory for an adapter's weights within the limit. Raises AdapterInvalid or Overloaded if it can never fit."""
         with self._lock:
             has_room = self._host.reserve(load.adapter, num_bytes, self._may_leave_host(load.is_urgent))
-            num_pinned_bytes = sum(map(self._host.size_of, self._pinned))
+            num_pinned_bytes = sum(map(self._host.size_of, self._pins.digests))
             max_bytes = self._host.max_bytes
         if has_room:
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)
@@ -352,7 +369,7 @@ class AdapterResidency:
 
     def _copy(self, load: _Load, weights: AdapterWeights) -> None:
         with self._lock:
-            slot = self._take_slot(load.is_urgent)
+            slot = self._take_slot(load)
         if slot is None:
             return
         try:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import psutil
-
 from atoll.adapters.peft_io import AdapterWeights
 from atoll.adapters.store import StoredAdapter
+from atoll.memory import main_memory
 
 # What is left over holds the KV cache, the base model and everybody else's programs.
 HOST_SHARE = 0.2
@@ -21,7 +20,7 @@ MayGo = Callable[[str], bool]
 
 def default_host_bytes() -> int:
     """A share of the memory that is free now."""
-    return int(psutil.virtual_memory().available * HOST_SHARE)
+    return int(main_memory().available * HOST_SHARE)
 
 
 @dataclass(kw_only=True)

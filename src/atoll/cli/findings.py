@@ -102,14 +102,9 @@ def processor() -> Finding:
 
 def memory() -> Finding:
     """Main memory, as this process may use it."""
-    import psutil
+    from atoll.memory import main_memory
 
-    found = psutil.virtual_memory()
-    total, available = found.total, found.available
-    with suppress(OSError, ValueError):  # a container's own limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        total, available = min(total, limit), min(available, max(0, limit - used))
+    total, available = main_memory()
     text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free"
     if available < _WANTED_MEMORY // 4:
         return Finding("memory", "fail", text, "free some: the smallest base takes 1 GiB to serve, 3 to 5 to tune")

@@ -73,10 +73,18 @@ class ServeOptions:
     dtype: Annotated[DType, typer.Option(help="Numbers to compute with; auto: bfloat16 where the machine has it.")] = (
         "auto"
     )
-    num_slots: Annotated[int, typer.Option(min=1, help="Adapters on the device at once.")] = 8
+    num_slots: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Adapters on the device at once; one for each running request, as memory allows, unless given."
+        ),
+    ] = None
     pin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADAPTER", help="An adapter to load now and keep on the device; repeat for more."),
+        typer.Option(
+            metavar="ADAPTER",
+            help="An adapter to load now and keep on the device, with its later revisions; repeat for more.",
+        ),
     ] = None
     max_rank: Annotated[int, typer.Option(min=1, help="The largest rank of an adapter.")] = 64
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="The token budget of one step.")] = 512

@@ -77,11 +77,17 @@ class Ledger(Generic[P]):
         if party.num_requests == 0:
             self.num_present -= 1
 
-    def charge(self, party: P, num_tokens: int) -> None:
-        """Note tokens that are computed for a party."""
-        served = max(party.served, self.level - self._window) + num_tokens
+    def charge(self, party: P, num_tokens: int) -> float:
+        """Note tokens that are computed for a party; returns what `served` grew by, less where the window ends."""
+        served = max(party.served, self.level - self._window)
         self.level += num_tokens / self.num_present
-        party.served = min(served, self.level + self._window)
+        party.served = min(served + num_tokens, self.level + self._window)
+        return party.served - served
+
+    def take_back(self, party: P, num_tokens: int, charged: float) -> None:
+        """Undo a charge, which returned `charged`; nobody may have entered or left in between."""
+        party.served -= charged
+        self.level -= num_tokens / self.num_present
 
     def rank(self, party: P, num_places: float) -> Rank:
         """Where a party stands when `num_places` requests can run for all of them.

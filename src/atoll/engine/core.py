@@ -16,9 +16,10 @@ from atoll.adapters.tiers import TieredAdapter, TierStats
 from atoll.engine.blocks import BlockPool
 from atoll.engine.output import Output
 from atoll.engine.request import ErrorEvent, Event, Request
-from atoll.engine.runner import Runner, StepResult, choose_num_blocks
+from atoll.engine.runner import Runner, StepResult
 from atoll.engine.sampler import Sample, sample, score
 from atoll.engine.scheduler import Scheduler
+from atoll.engine.sizing import choose_num_blocks
 from atoll.engine.state import Chunk, RequestState, ScheduledBatch
 from atoll.errors import AtollError, RequestInvalid, UsageError
 from atoll.model.load import BaseModel
@@ -201,11 +202,12 @@ class EngineCore:
             if request.request_id in self._active:
                 raise RequestInvalid(f"request {request.request_id} is already running", where="request_id")
             output = Output(request, self._base.tokenizer, self._base.end_ids, submitted_at_s)
+            state = self._scheduler.add(request)
         except Exception as error:
             self._num_failed += 1
             _deliver_error(request, _explained(error, "the request could not be started"))
             return
-        self._active[request.request_id] = _Active(self._scheduler.add(request), output)
+        self._active[request.request_id] = _Active(state, output)
 
     def abort(self, request_id: str) -> None:
         """End a request with a FinishEvent "abort"; one that has ended already is left alone."""
@@ -216,9 +218,9 @@ class EngineCore:
         """Keep an adapter in a slot, and load it. Raises UsageError if no slot would be left for others."""
         self._residency.pin(adapter)
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, name: str) -> None:
         """Let an adapter be evicted again."""
-        self._residency.unpin(digest)
+        self._residency.unpin(name)
 
     def adapters(self) -> list[TieredAdapter]:
         """The adapters on the device and in host memory."""
@@ -230,11 +232,8 @@ class EngineCore:
 
     def fail_all(self, error: Exception) -> None:
         """End every request with the same error: nothing is known about the state of any."""
-        for request_id, active in list(self._active.items()):
-            try:
-                self._fail(active.state, _explained(error, "the engine failed"))
-            except Exception:
-                logger.exception("request %s could not be taken down", request_id)
+        for active in list(self._active.values()):
+            self._fail(active.state, _explained(error, "the engine failed"))
 
     def step(self) -> bool:
         """Run one batch; False if there was nothing to compute. A failure ends the requests of this batch alone."""
@@ -346,8 +345,12 @@ class EngineCore:
         _deliver_error(state.request, error)
 
     def _forget(self, state: RequestState) -> None:
+        """Whatever goes wrong here, the request has ended and must hear of it."""
         del self._active[state.request.request_id]
-        self._scheduler.remove(state)
+        try:
+            self._scheduler.remove(state)
+        except Exception:
+            logger.exception("request %s could not be taken down", state.request.request_id)
 
 
 def _deliver(request: Request, event: Event) -> None:

@@ -17,6 +17,7 @@ from atoll.adapters.store import StoredAdapter
 from atoll.adapters.tiers import TieredAdapter
 from atoll.engine.core import EngineConfig, EngineCore, EngineStats
 from atoll.engine.request import Completion, ErrorEvent, Event, FinishEvent, Request, TokenEvent
+from atoll.engine.sizing import choose_num_slots
 from atoll.errors import AtollError, RequestInvalid
 from atoll.kernels.cores import Cores
 from atoll.kernels.openmp import in_passing_thread
@@ -138,12 +139,15 @@ class Engine:
         return [done[request.request_id] for request in requests]
 
     def pin(self, adapter: StoredAdapter) -> None:
-        """Load an adapter and keep it on the device until `unpin`. Raises UsageError if no slot would be left."""
+        """Load an adapter and keep it, or newer revisions that are asked for, on the device until `unpin`.
+
+        Raises UsageError if no slot would be left.
+        """
         self._core.pin(adapter)
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, name: str) -> None:
         """Let an adapter be evicted again; does nothing if it is not pinned."""
-        self._core.unpin(digest)
+        self._core.unpin(name)
 
     def adapters(self) -> list[TieredAdapter]:
         """The adapters on the device, then those in host memory alone; each least recently used first."""
@@ -185,14 +189,14 @@ class Engine:
     def _turn(self) -> None:
         """Take what has come and run one step; sleep where there is nothing to compute."""
         with self._turn_lock:
-            has_taken = self._take_inbox()
-            self._is_awake = False
             try:
+                has_taken = self._take_inbox()
+                self._is_awake = False
                 has_worked = self._core.has_requests and self._core.step()
             except Exception as error:
                 logger.exception("the engine failed outside of a batch")
                 self._core.fail_all(error)
-                has_worked = True
+                has_taken = has_worked = True
             self._stats = self._core.stats()
         if not has_worked and not has_taken:
             self._sleep()
@@ -222,15 +226,19 @@ class Engine:
 def build_engine(
     base: BaseModel,
     *,
-    num_slots: int = 8,
+    num_slots: int | None = None,
     max_rank: int = 64,
     bits: Literal[8] | None = None,
     config: EngineConfig | None = None,
 ) -> Engine:
     """An engine with a bank of its own. From then on `base.model` is the engine's alone: see model.fuse.
 
+    num_slots: adapters on the device at once; None for one for each request that can run, as far as memory allows.
     bits 8: compute the base's linear layers in 8 bits.
     """
+    if num_slots is None:
+        max_num_requests = (config or EngineConfig()).max_num_requests
+        num_slots = choose_num_slots(base, max_rank=max_rank, max_num_requests=max_num_requests)
     bank = AdapterBank(base.model, num_slots=num_slots, max_rank=max_rank)
     fuse(base.model, bits=bits)
     return Engine(base, bank=bank, config=config)

@@ -10,6 +10,7 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from itertools import count
+from typing import NamedTuple
 
 from atoll.engine.accounts import Ledger, Rank
 from atoll.engine.request import Request
@@ -28,6 +29,14 @@ def _count(by_adapter: dict[str, int], state: RequestState, change: int) -> None
         by_adapter[name] = number
     else:
         del by_adapter[name]
+
+
+class Charge(NamedTuple):
+    """Tokens of one flow, and what they added to the accounts of its tenant and of itself."""
+
+    num_tokens: int
+    of_tenant: float
+    of_flow: float
 
 
 class FairQueue:
@@ -83,10 +92,15 @@ class FairQueue:
         state.flow.tenant.flows.leave(state.flow)
         self._tenants.leave(state.flow.tenant)
 
-    def charge(self, flow: Flow, num_tokens: int) -> None:
+    def charge(self, flow: Flow, num_tokens: int) -> Charge:
         """Note tokens that are computed for a flow."""
-        self._tenants.charge(flow.tenant, num_tokens)
-        flow.tenant.flows.charge(flow, num_tokens)
+        tenant = flow.tenant
+        return Charge(num_tokens, self._tenants.charge(tenant, num_tokens), tenant.flows.charge(flow, num_tokens))
+
+    def take_back(self, flow: Flow, charge: Charge) -> None:
+        """Undo a charge of this step: its tokens are not computed after all."""
+        self._tenants.take_back(flow.tenant, charge.num_tokens, charge.of_tenant)
+        flow.tenant.flows.take_back(flow, charge.num_tokens, charge.of_flow)
 
     def rank(self, flow: Flow) -> tuple[Rank, tuple[int, Rank]]:
         """The order of flows: first by tenant."""

@@ -71,7 +71,8 @@ class Output:
         self._penalties = Penalties(request.sampling, request.prompt_ids) if request.sampling.has_penalties else None
         self._constraint = request.constraint
         self._hidden_sum: Tensor | None = None
-        self._prompt_tokens: list[PromptToken] = []
+        wants_prompt = request.prompt_logprobs is not None
+        self._prompt_tokens = [PromptToken(request.prompt_ids[0], None)] if wants_prompt else []
         self._stop_reason: StopReason | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
@@ -93,10 +94,8 @@ class Output:
         self._hidden_sum = hidden_sum if start == 0 or self._hidden_sum is None else self._hidden_sum + hidden_sum
 
     def take_prompt_tokens(self, start: int, tokens: Sequence[PromptToken]) -> None:
-        """Take the log-probabilities of the tokens from `start` + 1 on; `start` 0 begins anew."""
-        if start == 0:
-            self._prompt_tokens = [PromptToken(self._request.prompt_ids[0], None)]
-        self._prompt_tokens += tokens
+        """Take the log-probabilities of the tokens from `start` + 1 on, in place of those that were there."""
+        self._prompt_tokens[start + 1 :] = tokens
 
     def finish_embedding(self) -> None:
         """Note that the whole prompt is computed and that nothing is to be generated."""

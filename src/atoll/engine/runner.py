@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,17 +15,13 @@ from atoll.adapters.routing import BASE_SLOT, Routing
 from atoll.engine.batch import build_batch
 from atoll.engine.decode_graphs import DecodeGraphs
 from atoll.engine.state import ScheduledBatch
-from atoll.errors import ConfigError
-from atoll.kernels.kv import KVCache, block_bytes
+from atoll.kernels.kv import KVCache
 from atoll.kernels.warm_up import warm_up
 from atoll.model.attention import PagedContext, attending
 from atoll.model.load import BaseModel
 
 # Few rows and many are computed by different kernels.
 _ALL_KERNELS = (1, 64)
-# What is left over holds activations, adapters and, on a CPU, everybody else's programs.
-CUDA_SHARE = 0.6
-CPU_SHARE = 0.3
 
 
 class StepResult(NamedTuple):
@@ -127,33 +122,3 @@ def _warm_up(base: BaseModel, rows: Sequence[int]) -> None:
     head = base.model.get_output_embeddings()
     for num_rows in _ALL_KERNELS:
         head(torch.zeros(1, num_rows, head.in_features, dtype=base.dtype, device=base.device))
-
-
-def choose_num_blocks(
-    base: BaseModel, *, block_size: int, max_num_requests: int, max_length: int, kv_cache_bytes: int | None
-) -> int:
-    """How many KV blocks to allocate: what `kv_cache_bytes` holds, or else a share of the free memory.
-
-    Without `kv_cache_bytes` never more than all requests at full length could fill. Raises ConfigError if not even one
-    block fits.
-    """
-    bytes_per_block = block_bytes(base.kv_shapes, block_size=block_size, dtype=base.dtype)
-    if kv_cache_bytes is not None:
-        num_blocks = kv_cache_bytes // bytes_per_block
-    else:
-        num_blocks = min(_free_bytes(base.device) // bytes_per_block, max_num_requests * -(-max_length // block_size))
-    if num_blocks < 1:
-        raise ConfigError(
-            "the KV cache has no room for a single block",
-            where="kv_cache_bytes",
-            why=f"one block of {block_size} tokens takes {bytes_per_block} bytes",
-            mend=f"give it at least {bytes_per_block * -(-max_length // block_size)} bytes, one request of full length",
-        )
-    return num_blocks
-
-
-def _free_bytes(device: torch.device) -> int:
-    """The share of the memory now free that the KV cache may take."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * CUDA_SHARE)
-    return int(psutil.virtual_memory().available * CPU_SHARE)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from atoll.adapters.routing import BASE_SLOT
 from atoll.engine.blocks import BlockPool
-from atoll.engine.fairness import FairQueue, Turns
+from atoll.engine.fairness import Charge, FairQueue, Turns
 from atoll.engine.preemption import claimants, victim_for_place, victims_for_blocks
 from atoll.engine.prefix import extend_keys, root_key
 from atoll.engine.request import Request
@@ -55,6 +55,7 @@ class _Step:
 
     budget: int
     chunks: dict[RequestState, Chunk] = field(default_factory=dict)
+    charges: dict[RequestState, Charge] = field(default_factory=dict)
     failures: list[tuple[RequestState, AtollError]] = field(default_factory=list)
     prefilling: dict[Flow, deque[RequestState]] = field(default_factory=dict)
     absent: dict[str, AtollError | None] = field(default_factory=dict)
@@ -121,10 +122,9 @@ class Scheduler:
 
     def add(self, request: Request) -> RequestState:
         """Queue a request. The caller has checked that it fits into the block pool when it is alone."""
-        state = self._queue.add(request)
         if request.adapter is not None:
             self._slots.prefetch(request.adapter)
-        return state
+        return self._queue.add(request)
 
     def remove(self, state: RequestState) -> None:
         """Forget a request that finished, failed or was aborted, and take back what it holds."""
@@ -307,12 +307,14 @@ class Scheduler:
         stop = min(len(state.token_ids), start + step.budget)
         step.chunks[state] = Chunk(state, start, stop)
         step.budget -= stop - start
-        self._queue.charge(state.flow, stop - start)
+        step.charges[state] = self._queue.charge(state.flow, stop - start)
 
     def _preempt(self, state: RequestState, step: _Step) -> None:
         """Send a running request back to its place among the waiting."""
-        if chunk := step.chunks.pop(state, None):
-            step.budget += chunk.stop - chunk.start
+        if charge := step.charges.pop(state, None):
+            del step.chunks[state]
+            step.budget += charge.num_tokens
+            self._queue.take_back(state.flow, charge)
         self._queue.send_back(state)
         self._take_back(state)
         self.num_preemptions += 1

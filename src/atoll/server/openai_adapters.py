@@ -70,7 +70,7 @@ class AdapterLoading:
         name = body.lora_name.partition("@")[0]
         if not caller.may_use(name):
             raise AdapterNotFound(f"no adapter {name[:80]!r}")
-        self._gateway.catalog.unload(name)
+        self._gateway.unload(name)
 
 
 def _admin(request: Request) -> Caller:

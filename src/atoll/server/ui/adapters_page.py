@@ -131,10 +131,10 @@ class AdaptersPage:
         adapter = catalog.store.resolve(name)
         if action in ("load", "pin"):
             engine.pin(adapter)
-        if action in ("load", "unpin", "unload", "delete"):
-            engine.unpin(adapter.digest)
+        if action in ("load", "unpin", "delete"):
+            engine.unpin(adapter.name)
         if action == "unload":
-            catalog.unload(name)
+            self._site.gateway.unload(name)
         elif action == "restore":
             catalog.restore(name)
         elif action == "delete":

@@ -11,6 +11,7 @@ from typing import Literal
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.store import CARD_NAME, StoredAdapter
+from atoll.adapters.tiers import TieredAdapter
 from atoll.errors import AdapterNotFound
 from atoll.server.adapter_use import AdapterUse, Use
 from atoll.server.caller import ANYBODY, Caller
@@ -72,12 +73,12 @@ class AdapterShelf:
 
     def cards(self, caller: Caller) -> list[Card]:
         """All of them with what the engine knows."""
-        held = self._held()
-        return [self._card(facts, held, caller) for facts in self.all(caller)]
+        held, pinned_names = self._held()
+        return [self._card(facts, held, pinned_names, caller) for facts in self.all(caller)]
 
     def card(self, adapter_id: str, caller: Caller) -> Card:
         """One adapter, by name or name@revision. Raises AdapterNotFound, for those of others too."""
-        return self._card(self.find(adapter_id, caller), self._held(), caller)
+        return self._card(self.find(adapter_id, caller), *self._held(), caller)
 
     def find(self, adapter_id: str, caller: Caller) -> AdapterFacts:
         """Raises AdapterNotFound, for the adapters of others too."""
@@ -129,15 +130,16 @@ class AdapterShelf:
         scores = Scores(row.metric, own.value, own.low, own.high, base.value if base else None, gpt_4)
         return replace(facts, scores=scores)
 
-    def _held(self) -> dict[str, Held]:
-        """By digest."""
-        return {
-            found.adapter.digest: Held(found.tier, found.is_pinned, found.num_users)
-            for found in self._engine.adapters()
-        }
+    def _held(self) -> tuple[dict[str, TieredAdapter], set[str]]:
+        """What the engine holds, by digest, and the names that are pinned, perhaps an older revision's."""
+        held = self._engine.adapters()
+        return {one.adapter.digest: one for one in held}, {one.adapter.name for one in held if one.is_pinned}
 
-    def _card(self, facts: AdapterFacts, held: dict[str, Held], caller: Caller) -> Card:
-        found = held.get(facts.adapter.digest, Held())
+    def _card(
+        self, facts: AdapterFacts, held: dict[str, TieredAdapter], pinned_names: set[str], caller: Caller
+    ) -> Card:
+        one, is_pinned = held.get(facts.adapter.digest), facts.name in pinned_names
+        found = Held(one.tier, is_pinned, one.num_users) if one else Held(is_pinned=is_pinned)
         if self._catalog.is_unloaded(facts.name):
             found = Held("unloaded")
         return Card(facts, found, self._use.of(facts.id, caller))
