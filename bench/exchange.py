@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ def main() -> int:
             read_s = statistics.median(map(read_seconds, adapters[-2 * shape.num_alone : -shape.num_alone]))
             rounds = [one_round(engine, adapters, shape, given.concurrency, index) for index in range(num_rounds)]
             stats = engine.stats()
-    results = summary(rounds, cold, read_s)
+    results = summary(rounds, cold, read_s, {adapter.digest for adapter in adapters[: shape.num_slots]})
     report(results, shape, given, size)
     tiers = stats.tiers
     results |= {"rss_gb": rss_bytes() / 1e9, "tiers": vars(tiers)}
@@ -133,8 +133,11 @@ def one_round(
     return traces[0], traces[1]
 
 
-def summary(rounds: Sequence[tuple[Trace, Trace]], cold: Sequence[Timings], read_s: float) -> dict[str, Any]:
-    """Medians over the rounds; times in milliseconds."""
+def summary(
+    rounds: Sequence[tuple[Trace, Trace]], cold: Sequence[Timings], read_s: float, resident: Set[str]
+) -> dict[str, Any]:
+    """Medians over the rounds; times in milliseconds. resident: digests of those that were there before."""
+    in_load = [item.timings for item in first_of_each(rounds[0][1], resident) if item.timings]
 
     def each(measure: Callable[[Trace], float]) -> tuple[float, float]:
         pairs = [(measure(resident), measure(exchange)) for resident, exchange in rounds]
@@ -148,7 +151,7 @@ def summary(rounds: Sequence[tuple[Trace, Trace]], cold: Sequence[Timings], read
         "gap_p99_ratio": statistics.median(b.gap_s(0.99) / a.gap_s(0.99) for a, b in rounds),
         "first_p50_ms": each(lambda trace: 1000 * trace.first_s(0.5)),
         "cold_alone_ms": split_ms(cold),
-        "cold_in_load_ms": split_ms([item.timings for item in first_of_each(rounds[0][1]) if item.timings]),
+        "cold_in_load_ms": split_ms(in_load),
         "reading_ms": 1000 * read_s,
     }
 
@@ -165,11 +168,11 @@ def split_ms(timings: Sequence[Timings]) -> dict[str, float]:
     }
 
 
-def first_of_each(trace: Trace) -> list[Asked]:
-    """The first request of each adapter."""
+def first_of_each(trace: Trace, resident: Set[str]) -> list[Asked]:
+    """The first request of each adapter that was not there before."""
     firsts: dict[str, Asked] = {}
     for item in trace.asked:
-        if item.adapter is not None:
+        if item.adapter is not None and item.adapter.digest not in resident:
             firsts.setdefault(item.adapter.digest, item)
     return list(firsts.values())
 
