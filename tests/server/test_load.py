@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from openai import AsyncOpenAI, OpenAI
 
 from atoll.adapters.catalog import AdapterCatalog
 from atoll.adapters.peft_files import WEIGHTS_NAME
-from atoll.errors import RequestInvalid
 from atoll.server.app import create_app
 from atoll.server.gateway import EventStream
 from atoll.server.settings import ServerSettings
 from support.adapters import save_random_adapter
 from support.engines import make_world
+from support.preparing import stuck_preparing
 from support.servers import Served, publish_contracts, read_events, served_world, serving, wait_until
 from support.tiny import make_model
 
@@ -203,23 +202,13 @@ def test_a_reader_that_stops_reading_is_cut_off(
             assert other.status_code == 200
 
 
-def test_a_request_that_was_given_up_keeps_its_place_while_a_thread_works_on_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    going_on, release = threading.Semaphore(0), threading.Event()
-
-    def prepare(*arguments: Any) -> None:
-        going_on.release()
-        release.wait(30)
-        raise RequestInvalid("too late")
-
-    with served_world(tmp_path, settings=ServerSettings(max_open_requests=2)) as served:
-        monkeypatch.setattr("atoll.server.prepare.Preparer.is_quick", lambda *_: False)
-        monkeypatch.setattr("atoll.server.prepare.Preparer.prepare", prepare)
+def test_a_request_that_was_given_up_keeps_its_place_while_a_thread_works_on_it(tmp_path: Path) -> None:
+    settings = ServerSettings(max_open_requests=2)
+    with served_world(tmp_path, settings=settings) as served, stuck_preparing() as (has_begun, release):
         for _ in range(2):
             with socket.create_connection(("127.0.0.1", httpx.URL(served.url).port or 0)) as client:
                 client.sendall(raw_post("/generate", {"inputs": "x"}))
-                assert going_on.acquire(timeout=20)
+                assert has_begun.acquire(timeout=20)
         for _ in range(3):
             assert httpx.post(f"{served.url}/generate", json={"inputs": "x"}).status_code == 429
         release.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -25,8 +24,9 @@ from atoll.server.keys.database import Database, database_url
 from atoll.server.keys.keys import KeyStore, NewKey
 from atoll.server.metrics import ServerMetrics
 from atoll.server.open_requests import ALPHA, OpenRequests
-from atoll.server.prepare import Ask, Preparer
+from atoll.server.prepare import Ask
 from atoll.server.settings import ServerSettings
+from support.preparing import stuck_preparing
 from support.servers import served_world
 from support.stub import StubEngine, empty_catalog
 
@@ -193,38 +193,25 @@ def test_every_end_gives_its_place_back(new_house: Callable[..., House], monkeyp
         asyncio.run(all_ends())
 
 
-def test_what_is_given_up_counts_for_its_tenant_while_a_thread_prepares_it(
-    new_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    has_begun, release = threading.Semaphore(0), threading.Event()
-
-    def prepare(*_: object) -> None:
-        has_begun.release()
-        release.wait(30)
-        raise RequestInvalid("too late")
-
+def test_what_is_given_up_counts_for_its_tenant_while_a_thread_prepares_it(new_house: Callable[..., House]) -> None:
     async def give_up() -> None:
         house = new_house(5)
-        for _ in range(2):
-            opening = asyncio.create_task(house.gateway.open_several(ASK, GREEDY, 2, stream=False))
-            await asyncio.to_thread(has_begun.acquire, timeout=20)
-            opening.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await opening
+        with stuck_preparing() as (has_begun, release):
+            for _ in range(2):
+                opening = asyncio.create_task(house.gateway.open_several(ASK, GREEDY, 2, stream=False))
+                assert await asyncio.to_thread(has_begun.acquire, timeout=20)
+                opening.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await opening
         assert house.open_by_tenant == {"greedy": 2}
         with pytest.raises(Overloaded, match="this tenant has 2 requests open and asks for 3 more"):
             await house.gateway.open_several(ASK, GREEDY, 3, stream=False)
-        monkeypatch.setattr("atoll.server.prepare.Preparer.is_quick", is_quick)
-        monkeypatch.setattr("atoll.server.prepare.Preparer.prepare", at_once)
         (await house.gateway.open(ASK, OTHER, stream=False)).close()
         release.set()
         async with asyncio.timeout(20):
             while house.open_by_tenant:
                 await asyncio.sleep(0.01)
 
-    is_quick, at_once = Preparer.is_quick, Preparer.prepare
-    monkeypatch.setattr("atoll.server.prepare.Preparer.is_quick", lambda *_: False)
-    monkeypatch.setattr("atoll.server.prepare.Preparer.prepare", prepare)
     asyncio.run(give_up())
 
 

@@ -56,3 +56,11 @@ class Harness:
     def in_slot(self, slot: int) -> Tensor:
         """What the rows of a slot are multiplied with in one layer."""
         return self.bank.layers[LAYER].weights[slot].a
+
+
+def adapter_bytes(folder: Path) -> int:
+    """What one of the harness's adapters takes in host memory."""
+    harness = Harness(folder / "measure")
+    harness.use(harness.adapter("a", 0))
+    harness.residency.close()
+    return harness.residency.stats().host_bytes

@@ -24,11 +24,11 @@ class Pins:
 
     def add(self, adapter: StoredAdapter) -> None:
         """Pin an adapter, in place of another revision of it. Raises UsageError if no slot would be left for others."""
-        others = {other.digest for other in self if other.name != adapter.name}
-        if adapter.digest not in others and len(others) + 1 >= self._num_slots:
+        num_others = sum(name != adapter.name for name in self._adapters)
+        if num_others + 1 >= self._num_slots:
             raise UsageError(
                 f"the adapter {adapter.id} cannot be pinned",
-                why=f"{len(others)} of {self._num_slots} slots are pinned, and one must stay for others",
+                why=f"{num_others} of {self._num_slots} slots are pinned, and one must stay for others",
                 mend="unpin another adapter, or start with more slots",
             )
         self._put(self._adapters | {adapter.name: adapter})
@@ -47,4 +47,5 @@ class Pins:
 
     def _put(self, adapters: dict[str, StoredAdapter]) -> None:
         self._adapters = adapters
+        # Made anew and not changed, so that the scheduler reads it without the lock.
         self.digests = frozenset(adapter.digest for adapter in adapters.values())

@@ -161,8 +161,8 @@ class AdapterResidency:
             if self._pins.follow(adapter):
                 self._load_pinned()
             is_on_its_way = digest in self._residents or digest in self._loads
-            is_of_use = self._host.find(digest) is None or self._has_slot(is_urgent=False)
-            if not is_on_its_way and is_of_use and len(self._loads) < MAX_PREFETCHES:
+            may_start = not is_on_its_way and len(self._loads) < MAX_PREFETCHES
+            if may_start and (self._host.find(digest) is None or self._has_slot(is_urgent=False)):
                 self._start(_Load(adapter, is_urgent=False))
             self._note_asked(digest)
 

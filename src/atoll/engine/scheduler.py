@@ -122,7 +122,7 @@ class Scheduler:
 
     def add(self, request: Request) -> RequestState:
         """Queue a request. The caller has checked that it fits into the block pool when it is alone."""
-        if request.adapter is not None:
+        if request.adapter is not None:  # first: if it fails, nothing is left behind
             self._slots.prefetch(request.adapter)
         return self._queue.add(request)
 

@@ -19,13 +19,14 @@ class OpenRequests:
     def __init__(self, max_open: int) -> None:
         self.by_tenant: dict[str, int] = {}  # only those that have any
         self._max_open = max_open
-        self._num_open = 0
 
     def admit(self, tenant: str, count: int) -> None:
         """Add requests, all or none. Raises Overloaded."""
-        if self._num_open + count > self._max_open:
-            raise Overloaded(f"{self._num_open} requests are open already", mend="try again in a second")
-        held, share = self.by_tenant.get(tenant, 0), self._share(tenant)
+        num_open = sum(self.by_tenant.values())
+        if num_open + count > self._max_open:
+            raise Overloaded(f"{num_open} requests are open already", mend="try again in a second")
+        held = self.by_tenant.get(tenant, 0)
+        share = self._share(tenant, self._max_open - num_open + held)
         if held + count > share:
             raise Overloaded(
                 f"this tenant has {held} requests open and asks for {count} more, but its share is {share} now",
@@ -35,22 +36,17 @@ class OpenRequests:
 
     def add(self, tenant: str, count: int) -> None:
         """Count requests that are there anyway, whatever the limits say."""
-        self._change(tenant, count)
+        held = self.by_tenant.pop(tenant, 0) + count
+        if held:
+            self.by_tenant[tenant] = held
 
     def remove(self, tenant: str, count: int) -> None:
         """Requests have ended."""
-        self._change(tenant, -count)
+        self.add(tenant, -count)
 
-    def _share(self, tenant: str) -> int:
+    def _share(self, tenant: str, left_by_others: int) -> int:
         """How many requests the tenant may have open, as long as the others keep what they have."""
         if not tenant:
             return self._max_open
-        left_by_others = self._max_open - self._num_open + self.by_tenant.get(tenant, 0)
         # The most for which `held <= ALPHA * free` holds once they are open. The last place is for who has none.
         return max(1, left_by_others * ALPHA // (1 + ALPHA))
-
-    def _change(self, tenant: str, by: int) -> None:
-        self._num_open += by
-        held = self.by_tenant.pop(tenant, 0) + by
-        if held:
-            self.by_tenant[tenant] = held
