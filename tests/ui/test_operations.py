@@ -103,13 +103,14 @@ def test_latencies_and_troubles_are_the_ones_of_the_metrics() -> None:
 
 @pytest.fixture
 def busy(site: ShownSite) -> Any:
-    """Requests that run for as long as the test does."""
+    """Requests one after another for as long as the test runs."""
     is_over = threading.Event()
 
     def ask(name: str) -> None:
-        while not is_over.is_set():
-            parameters = {"adapter_id": name, "max_new_tokens": 200, "ignore_eos_token": True}
-            httpx.post(f"{site.url}/generate", json={"inputs": "Hello", "parameters": parameters}, timeout=60)
+        parameters = {"adapter_id": name, "max_new_tokens": 400, "ignore_eos_token": True}
+        with httpx.Client(timeout=60) as client:
+            while not is_over.is_set():
+                client.post(f"{site.url}/generate", json={"inputs": "Hello", "parameters": parameters})
 
     threads = [threading.Thread(target=ask, args=(name,)) for name in ("alpha", "beta", "alpha")]
     for thread in threads:
@@ -123,6 +124,8 @@ def busy(site: ShownSite) -> Any:
 def test_the_running_batch_is_shown_with_its_adapters_and_survives_a_reload(
     site: ShownSite, tab: Watched, busy: None
 ) -> None:
+    # A look is one moment of a second, which may fall between two requests: one look alone may miss either adapter.
+    wait_until(lambda: {"alpha", "beta"} <= {name for look in looks(site)["looks"] for name in look["batch"]})
     page = tab.goto("/ui/operations")
     expect(page.locator("#strip-legend")).to_contain_text("alpha")
     expect(page.locator("#chart-queue canvas")).to_be_visible()
