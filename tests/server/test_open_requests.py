@@ -215,6 +215,28 @@ def test_what_is_given_up_counts_for_its_tenant_while_a_thread_prepares_it(new_h
     asyncio.run(give_up())
 
 
+def test_a_tenant_whose_adapters_are_slow_to_fetch_holds_up_nobody_elses(
+    new_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atoll.server.prepare.Preparer.is_slow", lambda *_: True)
+
+    async def fetch() -> None:
+        house = new_house(100)
+        with stuck_preparing() as (has_begun, release):
+            asks = [asyncio.create_task(house.gateway.open(ASK, GREEDY, stream=False)) for _ in range(20)]
+            for _ in range(4):
+                assert await asyncio.to_thread(has_begun.acquire, timeout=20)
+            assert not await asyncio.to_thread(has_begun.acquire, timeout=0.1), "half of the threads, and no more"
+            asks.append(asyncio.create_task(house.gateway.open(ASK, OTHER, stream=False)))
+            assert await asyncio.to_thread(has_begun.acquire, timeout=20)
+            release.set()
+            ended = await asyncio.gather(*asks, return_exceptions=True)
+        assert [str(error) for error in ended] == ["too late"] * 21
+        assert house.open_by_tenant == {}
+
+    asyncio.run(fetch())
+
+
 TURNS = st.tuples(st.sampled_from("abcd"), st.just(1) | st.integers(2, 8), st.booleans())
 
 

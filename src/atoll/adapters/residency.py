@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atoll.adapters.bank import AdapterBank, StagedAdapter
 from atoll.adapters.load_errors import LoadErrors
+from atoll.adapters.loads import Load, Loads
 from atoll.adapters.peft_io import AdapterWeights, read_adapter
 from atoll.adapters.pins import Pins
 from atoll.adapters.store import StoredAdapter
@@ -49,20 +50,6 @@ class _Resident:
     loaded_at_s: float = field(default_factory=time.monotonic)
 
 
-@dataclass
-class _Load:
-    """What a loader thread does or will do. is_urgent: for a request that could run, and a slot can be had."""
-
-    adapter: StoredAdapter
-    is_urgent: bool
-    has_slot: bool = False
-    started_at_s: float = field(default_factory=time.monotonic)
-
-    def is_promised_slot(self) -> bool:
-        """Whether a slot is kept for it: no longer than reading should take, for a disk may hang."""
-        return self.is_urgent and not self.has_slot and time.monotonic() - self.started_at_s < KEEP_S
-
-
 class AdapterResidency:
     """Owns the bank's slots and the host memory for adapters.
 
@@ -90,7 +77,7 @@ class AdapterResidency:
         self._free = list(range(bank.num_slots - 1, -1, -1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
         self._host = HostTier(default_host_bytes() if host_bytes is None else host_bytes)
-        self._loads: dict[str, _Load] = {}
+        self._loads = Loads()
         self._errors = LoadErrors()
         self._asked_at_s: OrderedDict[str, float] = OrderedDict()  # by requests that do not run yet; oldest first
         self._pins = Pins(bank.num_slots)
@@ -163,7 +150,7 @@ class AdapterResidency:
             is_on_its_way = digest in self._residents or digest in self._loads
             may_start = not is_on_its_way and len(self._loads) < MAX_PREFETCHES
             if may_start and (self._host.find(digest) is None or self._has_slot(is_urgent=False)):
-                self._start(_Load(adapter, is_urgent=False))
+                self._start(Load(adapter, is_urgent=False))
             self._note_asked(digest)
 
     def acquire(self, adapter: StoredAdapter) -> int | None:
@@ -209,7 +196,7 @@ class AdapterResidency:
         if load := self._loads.get(digest):
             load.is_urgent = load.is_urgent or self._has_slot(is_urgent=True)
         elif len(self._loads) < MAX_PREFETCHES + self._bank.num_slots and self._has_slot(is_urgent=True):
-            self._start(_Load(adapter, is_urgent=True))
+            self._start(Load(adapter, is_urgent=True))
 
     def _load_pinned(self) -> None:
         """Let pinned adapters that have no slot yet take those that nobody uses."""
@@ -217,7 +204,7 @@ class AdapterResidency:
             if any(adapter.digest in taken for taken in (self._residents, self._loads, self._errors)):
                 continue
             if self._has_slot(is_urgent=True):
-                self._start(_Load(adapter, is_urgent=True))
+                self._start(Load(adapter, is_urgent=True))
 
     def _note_asked(self, digest: str) -> None:
         now_s = time.monotonic()
@@ -226,8 +213,8 @@ class AdapterResidency:
         while now_s - next(iter(self._asked_at_s.values())) > KEEP_FROM_PREFETCH_S:
             self._asked_at_s.popitem(last=False)
 
-    def _start(self, load: _Load) -> None:
-        self._loaders.submit(self._load, load)
+    def _start(self, load: Load) -> None:
+        self._loaders.submit(self._load_next)
         self._loads[load.adapter.digest] = load
 
     def _is_awaited(self, digest: str, within_s: float) -> bool:
@@ -254,7 +241,7 @@ class AdapterResidency:
         """
         if not is_urgent and self._is_somebody_waiting():
             return False
-        num_missing = 1 + sum(load.is_promised_slot() for load in self._loads.values()) - len(self._free)
+        num_missing = 1 + self._loads.num_promised_slots(KEEP_S) - len(self._free)
         return sum(1 for _ in islice(self._idle(is_urgent=is_urgent), max(0, num_missing))) >= num_missing
 
     def _is_somebody_waiting(self) -> bool:
@@ -264,7 +251,7 @@ class AdapterResidency:
             digest not in places and self._is_awaited(digest, KEEP_FROM_PREFETCH_S) for digest in self._asked_at_s
         )
 
-    def _take_slot(self, load: _Load) -> int | None:
+    def _take_slot(self, load: Load) -> int | None:
         if not load.is_urgent and not self._has_slot(is_urgent=False):
             return None
         if not self._free:
@@ -295,7 +282,12 @@ class AdapterResidency:
 
     # On a loader thread, which does not hold the lock.
 
-    def _load(self, load: _Load) -> None:
+    def _load_next(self) -> None:
+        with self._lock:
+            load = self._loads.begin_next()
+        self._load(load)
+
+    def _load(self, load: Load) -> None:
         error: AtollError | None = None
         had_room = True
         try:
@@ -327,7 +319,7 @@ class AdapterResidency:
         self._counts.num_failures += 1
         self._errors.put(digest, error)
 
-    def _find_or_read(self, load: _Load) -> AdapterWeights:
+    def _find_or_read(self, load: Load) -> AdapterWeights:
         adapter = load.adapter
         with self._lock:
             if (weights := self._host.find(adapter.digest)) is not None:
@@ -344,7 +336,7 @@ class AdapterResidency:
             self._counts.read_s += time.monotonic() - started_at_s
         return weights
 
-    def _allocate(self, load: _Load, num_bytes: int) -> Tensor:
+    def _allocate(self, load: Load, num_bytes: int) -> Tensor:
         """Memory for an adapter's weights within the limit. Raises AdapterInvalid or Overloaded if it can never fit."""
         with self._lock:
             has_room = self._host.reserve(load.adapter, num_bytes, self._may_leave_host(load.is_urgent))
@@ -367,7 +359,7 @@ class AdapterResidency:
             )
         raise _NoRoom
 
-    def _copy(self, load: _Load, weights: AdapterWeights) -> None:
+    def _copy(self, load: Load, weights: AdapterWeights) -> None:
         with self._lock:
             slot = self._take_slot(load)
         if slot is None:

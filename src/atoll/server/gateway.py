@@ -37,8 +37,9 @@ logger = get_logger(__name__)
 
 # Tokenising and reading contracts run beside the event loop, few at a time: they compete with the steps for cores.
 _NUM_PREPARING = 4
-# Downloads and mixes of adapters take seconds: they have threads of their own.
+# Downloads and mixes of adapters take seconds: they have threads of their own, and no tenant has all of these.
 _NUM_FETCHING = 8
+_NUM_FETCHING_PER_TENANT = 4
 
 
 class RequestEngine(Protocol):
@@ -219,6 +220,7 @@ class Gateway:
         self._meter = meter
         self._limiter = anyio.CapacityLimiter(_NUM_PREPARING)
         self._slow_limiter = anyio.CapacityLimiter(_NUM_FETCHING)
+        self._slow_limiters: weakref.WeakValueDictionary[str, anyio.CapacityLimiter] = weakref.WeakValueDictionary()
 
     @property
     def is_alive(self) -> bool:
@@ -267,8 +269,7 @@ class Gateway:
     async def _prepare(self, ask: Ask, caller: Caller) -> Prepared:
         if self.preparer.is_quick(ask):  # quicker than handing it to another thread
             return self.preparer.prepare(ask, caller)
-        limiter = self._slow_limiter if self.preparer.is_slow(ask) else self._limiter
-        work = asyncio.ensure_future(anyio.to_thread.run_sync(self.preparer.prepare, ask, caller, limiter=limiter))
+        work = asyncio.ensure_future(self._prepare_in_thread(ask, caller))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -276,6 +277,15 @@ class Gateway:
             self.open_requests.add(caller.tenant, 1)
             work.add_done_callback(partial(self._abandoned_ended, caller.tenant))
             raise
+
+    async def _prepare_in_thread(self, ask: Ask, caller: Caller) -> Prepared:
+        run = partial(anyio.to_thread.run_sync, self.preparer.prepare, ask, caller)
+        if not self.preparer.is_slow(ask):
+            return await run(limiter=self._limiter)
+        # Without keys everybody is one tenant, which may have all. A limiter lives for as long as somebody is in it.
+        most = _NUM_FETCHING_PER_TENANT if caller.tenant else _NUM_FETCHING
+        async with self._slow_limiters.setdefault(caller.tenant, anyio.CapacityLimiter(most)):
+            return await run(limiter=self._slow_limiter)
 
     def _abandoned_ended(self, tenant: str, work: asyncio.Future[Prepared]) -> None:
         self.open_requests.remove(tenant, 1)
