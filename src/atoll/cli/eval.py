@@ -25,6 +25,7 @@ from atoll.cli.eval_options import (
     contenders,
     remote_options,
 )
+from atoll.cli.garbage import collect_as_usual
 from atoll.cli.loading import open_store
 from atoll.cli.ludwig_file import Dataset, as_fleet
 from atoll.cli.options import AsJson, DataRoot, Fleet, Store
@@ -64,6 +65,7 @@ def evaluate(
     config = load_fleet(fleet := as_fleet(fleet, dataset))
     folder = output or Path(config.output or Path("runs") / fleet.stem) / "eval"
     with _progress(is_quiet=as_json) as on_progress:
+        collect_as_usual()
         results = evaluate_fleet(
             config,
             fleet_path=fleet,

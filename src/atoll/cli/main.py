@@ -17,6 +17,7 @@ from atoll.cli.doctor import doctor
 from atoll.cli.ending import run_to_its_end
 from atoll.cli.eval import evaluate
 from atoll.cli.export import export
+from atoll.cli.garbage import collect_seldom
 from atoll.cli.grouped import GroupedCommands
 from atoll.cli.import_ import import_
 from atoll.cli.init import init
@@ -80,4 +81,5 @@ def main() -> None:
     130 interrupted (Ctrl-C), 141 broken pipe (the reader of our output has gone). An error is one message on stderr;
     with ATOLL_DEBUG=1 an unexpected one comes with its traceback (and exit code 1).
     """
+    collect_seldom()
     sys.exit(run_to_its_end(app, sys.argv[1:]))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import anyio
 import uvicorn
 
+from atoll.cli.garbage import collect_as_usual
 from atoll.errors import UsageError
 from atoll.log import get_logger
 from atoll.server.connections import protocol_for
@@ -118,7 +119,7 @@ def run_server(
     # A full collection looks at every object that loading has made, for some tenths of a second in which nobody is
     # answered; they are there for good, so it need not look at them again.
     gc.collect()
-    gc.freeze()
+    collect_as_usual()
     # libuv accepts one connection of a socket before it goes round all open ones again: the last of many that come at
     # once would wait for hundreds of answers to others.
     listeners = [listener, *(listener.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.garbage import collect_as_usual
 from atoll.cli.ludwig_file import Dataset, as_fleet
 from atoll.cli.options import DataRoot, Fleet
 
@@ -54,6 +55,7 @@ def tune(
         )
         with stopping(run):
             try:
+                collect_as_usual()
                 result = run.run(resume=resume)
             except KeyboardInterrupt:
                 print("stopped before training began; there is nothing to keep", file=sys.stderr)

@@ -13,13 +13,16 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
+Keys = npt.NDArray[np.uint64]
 Hashes = npt.NDArray[np.uint32]
+Owners = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.float32]
 
 NGRAM_CHARS = (3, 4, 5)
 MAX_TEXTS = 20_000
-# Less than a gigabyte while the index is made.
+# At most 1.5 gigabytes while the index is made.
 MAX_TEXT_CHARS, MAX_ALL_CHARS = 4_000, 12_000_000
+_NUM_AT_ONCE = 1_000
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Knuth, TAOCP 3, 6.4
 
 
@@ -41,24 +44,19 @@ class NearestText:
     def __init__(self, texts: Sequence[str]) -> None:
         self._num_texts = min(len(texts), MAX_TEXTS)
         self._max_chars = min(MAX_TEXT_CHARS, MAX_ALL_CHARS // max(1, self._num_texts))
-        counted = [_ngrams(text[: self._max_chars]) for text in texts[:MAX_TEXTS]]
-        grams = np.concatenate([np.zeros(0, np.uint32), *(found for found, _ in counted)])
-        weights = np.concatenate([np.zeros(0, np.float32), *(weight for _, weight in counted)])
-        owners = np.repeat(np.arange(self._num_texts, dtype=np.int32), [len(found) for found, _ in counted])
-        del counted
+        grams, owners, weights = _ngrams([text[: self._max_chars] for text in texts[:MAX_TEXTS]])
         # Postings: for the g-th known n-gram, the texts that have it stand at starts[g] to starts[g + 1].
-        order = np.argsort(grams, kind="stable")
-        self._grams, counts = np.unique(grams, return_counts=True)
-        self._starts: Ints = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        starts, counts = _runs(grams)
+        self._grams, self._owners = grams[starts], owners
+        self._starts: Ints = np.append(starts, len(grams))
         self._idf: Weights = (np.log((1 + self._num_texts) / (1 + counts)) + 1).astype(np.float32)
-        self._owners = owners[order]
-        self._weights = weights[order] * np.repeat(self._idf, counts)
-        lengths = np.sqrt(np.bincount(self._owners, self._weights**2, minlength=self._num_texts))
-        self._weights /= np.maximum(lengths, np.finfo(np.float32).tiny).astype(np.float32)[self._owners]
+        self._weights = weights * np.repeat(self._idf, counts)
+        lengths = np.sqrt(np.bincount(owners, self._weights**2, minlength=self._num_texts))
+        self._weights /= np.maximum(lengths, np.finfo(np.float32).tiny).astype(np.float32)[owners]
 
     def find(self, text: str) -> int:
         """The index of the nearest text; of equally near ones, and where nothing is shared, the first."""
-        grams, weights = _ngrams(text[: self._max_chars])
+        grams, _, weights = _ngrams([text[: self._max_chars]])
         places = np.searchsorted(self._grams, grams)
         known = places < len(self._grams)
         known[known] = self._grams[places[known]] == grams[known]
@@ -72,20 +70,43 @@ class NearestText:
         return int(np.argmax(np.round(likeness, 4)))
 
 
-def _ngrams(text: str) -> tuple[Hashes, Weights]:
-    """The n-grams of a text as hashes, in order, and 1 + ln(how often)."""
-    folded = f" {' '.join(text.casefold().split())} "
-    codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+def _ngrams(texts: Sequence[str]) -> tuple[Hashes, Owners, Weights]:
+    """Every n-gram of every text once, in order of their hashes: the hash, the text's index, and 1 + ln(how often)."""
+    parts = [_hashes(texts, first) for first in range(0, len(texts), _NUM_AT_ONCE)]
+    keys = np.concatenate([np.zeros(0, np.uint64), *parts])
+    del parts
+    keys.sort()
+    starts, counts = _runs(keys)
+    weights = 1 + np.log(counts.astype(np.float32))
+    del counts
+    keys = keys[starts]
+    del starts
+    return (keys >> np.uint64(32)).astype(np.uint32), (keys & np.uint64(0xFFFFFFFF)).astype(np.int32), weights
+
+
+def _hashes(texts: Sequence[str], first: int) -> Keys:
+    """Every n-gram of some texts, as often as it occurs: its hash in the high 32 bits, its text's index in the low."""
+    folded = [f" {' '.join(text.casefold().split())} " for text in texts[first : first + _NUM_AT_ONCE]]
+    codes = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    owners = np.repeat(np.arange(first, first + len(folded), dtype=np.uint64), [len(text) for text in folded])
     hashes = []
     for size in NGRAM_CHARS:
-        if len(codes) >= size:
-            value = np.full(len(codes) - size + 1, size, np.uint64)
-            for offset in range(size):
-                value = (value ^ codes[offset : len(codes) - size + 1 + offset]) * _HASH_FACTOR
-                value ^= value >> np.uint64(29)
-            hashes.append((value >> np.uint64(32)).astype(np.uint32))
-    found, counts = np.unique(np.concatenate([np.zeros(0, np.uint32), *hashes]), return_counts=True)
-    return found, (1 + np.log(counts)).astype(np.float32)
+        num_windows = max(0, len(codes) - size + 1)
+        value = np.full(num_windows, size, np.uint64)
+        for offset in range(size):
+            value = (value ^ codes[offset : offset + num_windows]) * _HASH_FACTOR
+            value ^= value >> np.uint64(29)
+        is_within_one = owners[:num_windows] == owners[len(codes) - num_windows :]
+        hashes.append((value >> np.uint64(32) << np.uint64(32) | owners[:num_windows])[is_within_one])
+    return np.concatenate(hashes)
+
+
+def _runs(ordered: Keys | Hashes) -> tuple[Ints, Ints]:
+    """Where each run of equal values begins, and how long it is."""
+    is_first = np.ones(len(ordered), bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(is_first)
+    return starts, np.diff(starts, append=len(ordered))
 
 
 def _ranges(starts: Ints, ends: Ints) -> Ints:
