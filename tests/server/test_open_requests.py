@@ -215,7 +215,7 @@ def test_what_is_given_up_counts_for_its_tenant_while_a_thread_prepares_it(new_h
     asyncio.run(give_up())
 
 
-def test_a_tenant_whose_adapters_are_slow_to_fetch_holds_up_nobody_elses(
+def test_one_tenant_whose_adapters_are_slow_to_fetch_leaves_half_of_the_threads(
     new_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("atoll.server.prepare.Preparer.is_slow", lambda *_: True)

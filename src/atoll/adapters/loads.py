@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from atoll.adapters.store import StoredAdapter
 
@@ -14,13 +14,13 @@ class Load:
 
     adapter: StoredAdapter
     is_urgent: bool
-    has_begun: bool = False
+    begun_at_s: float | None = None
     has_slot: bool = False
-    started_at_s: float = field(default_factory=time.monotonic)
 
     def is_promised_slot(self, within_s: float) -> bool:
         """Whether a slot is kept for it: no longer than reading should take, for a disk may hang."""
-        return self.is_urgent and not self.has_slot and time.monotonic() - self.started_at_s < within_s
+        is_overdue = self.begun_at_s is not None and time.monotonic() - self.begun_at_s >= within_s
+        return self.is_urgent and not self.has_slot and not is_overdue
 
 
 class Loads(dict[str, Load]):
@@ -31,9 +31,9 @@ class Loads(dict[str, Load]):
 
         What is loaded ahead of its turn can wait; what is urgent keeps a slot empty until it is there.
         """
-        waiting = [load for load in self.values() if not load.has_begun]
+        waiting = [load for load in self.values() if load.begun_at_s is None]
         load = next((load for load in waiting if load.is_urgent), waiting[0])
-        load.has_begun = True
+        load.begun_at_s = time.monotonic()
         return load
 
     def num_promised_slots(self, within_s: float) -> int:

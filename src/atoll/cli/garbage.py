@@ -17,6 +17,5 @@ def collect_seldom() -> None:
 
 
 def collect_as_usual() -> None:
-    """For what runs long: look for garbage among all that is made from now on. What there is, is there for good."""
-    gc.freeze()
+    """What runs long has had its imports."""
     gc.set_threshold(*_THRESHOLDS)

@@ -119,6 +119,7 @@ def run_server(
     # A full collection looks at every object that loading has made, for some tenths of a second in which nobody is
     # answered; they are there for good, so it need not look at them again.
     gc.collect()
+    gc.freeze()
     collect_as_usual()
     # libuv accepts one connection of a socket before it goes round all open ones again: the last of many that come at
     # once would wait for hundreds of answers to others.

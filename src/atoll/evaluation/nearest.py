@@ -20,7 +20,7 @@ Weights = npt.NDArray[np.float32]
 
 NGRAM_CHARS = (3, 4, 5)
 MAX_TEXTS = 20_000
-# At most 1.5 gigabytes while the index is made.
+# At most 2.5 gigabytes while the index is made.
 MAX_TEXT_CHARS, MAX_ALL_CHARS = 4_000, 12_000_000
 _NUM_AT_ONCE = 1_000
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Knuth, TAOCP 3, 6.4
@@ -77,7 +77,8 @@ def _ngrams(texts: Sequence[str]) -> tuple[Hashes, Owners, Weights]:
     del parts
     keys.sort()
     starts, counts = _runs(keys)
-    weights = 1 + np.log(counts.astype(np.float32))
+    weight_of = 1 + np.log(np.arange(1, 1 + counts.max(initial=0)))
+    weights = weight_of.astype(np.float32)[counts - 1]
     del counts
     keys = keys[starts]
     del starts
